@@ -1,0 +1,2 @@
+//! guest-init
+fn main() {}

@@ -1,0 +1,155 @@
+//! Ports: what an actor may ask of the world.
+//!
+//! A port is declared once, by [`port!`](crate::port!). That gives the trait that a real and a
+//! simulated implementation provide, and a proxy that lets an [`Interceptor`] stand around every
+//! call: the recorder, the replayer and the fault injector are interceptors, written once for all
+//! ports.
+
+use std::fmt;
+
+use futures::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{ErrorKind, PortError, PortResult};
+
+#[doc(hidden)]
+pub use async_trait::async_trait;
+
+/// One call through a port, as data.
+#[derive(Debug, Clone)]
+pub struct PortCall {
+    /// The port's name (`network-host`).
+    pub port: &'static str,
+    /// The method's name (`create_tap`).
+    pub method: &'static str,
+    /// The request.
+    pub request: Value,
+}
+
+/// Stands around the calls of one actor through one port.
+pub trait Interceptor: fmt::Debug + Send + Sync {
+    /// Answers `call`, by driving `inner` or without it.
+    ///
+    /// `inner` does nothing until it is polled: an interceptor that answers from a trace drops it.
+    fn around<'a>(
+        &'a self,
+        call: PortCall,
+        inner: BoxFuture<'a, PortResult<Value>>,
+    ) -> BoxFuture<'a, PortResult<Value>>;
+}
+
+/// Turns a request or reply into data.
+#[doc(hidden)]
+pub fn to_value<T: Serialize>(port: &str, method: &str, value: &T) -> PortResult<Value> {
+    serde_json::to_value(value).map_err(|error| {
+        PortError::new(ErrorKind::Protocol, method.to_owned(), port.to_owned(), format!("not recordable: {error}"))
+    })
+}
+
+/// Turns data into a reply.
+#[doc(hidden)]
+pub fn from_value<T: DeserializeOwned>(port: &str, method: &str, value: Value) -> PortResult<T> {
+    serde_json::from_value(value).map_err(|error| {
+        PortError::new(
+            ErrorKind::Protocol,
+            method.to_owned(),
+            port.to_owned(),
+            format!("the recorded answer does not fit: {error}"),
+        )
+    })
+}
+
+/// Declares a port: a trait of asynchronous calls, each with one request struct and a deadline, and
+/// its proxy.
+///
+/// ```
+/// use sandbox_model::port;
+///
+/// port! {
+///     /// Answers greetings.
+///     pub trait Greeter as "greeter", proxy GreeterProxy {
+///         /// Greets `request` by name.
+///         fn greet(String) -> String;
+///     }
+/// }
+///
+/// #[derive(Debug)]
+/// struct Polite;
+///
+/// #[sandbox_model::port::async_trait]
+/// impl Greeter for Polite {
+///     async fn greet(&self, request: String, _: sandbox_model::Instant) -> sandbox_model::PortResult<String> {
+///         Ok(format!("good day, {request}"))
+///     }
+/// }
+/// ```
+#[macro_export]
+macro_rules! port {
+    (
+        $(#[$doc:meta])*
+        pub trait $name:ident as $label:literal, proxy $proxy:ident {
+            $( $(#[$method_doc:meta])* fn $method:ident($request:ty) -> $reply:ty; )*
+        }
+    ) => {
+        $(#[$doc])*
+        #[$crate::port::async_trait]
+        pub trait $name: ::std::fmt::Debug + Send + Sync {
+            $(
+                $(#[$method_doc])*
+                ///
+                /// # Errors
+                /// A [`PortError`]($crate::PortError) that names the operation, its object and the cause; past
+                /// `deadline` its kind is `TimedOut` and its outcome `Doubtful`.
+                async fn $method(&self, request: $request, deadline: $crate::Instant) -> $crate::PortResult<$reply>;
+            )*
+        }
+
+        /// The same port with an [`Interceptor`]($crate::port::Interceptor) around every call.
+        #[derive(Debug)]
+        pub struct $proxy {
+            inner: ::std::sync::Arc<dyn $name>,
+            interceptor: ::std::sync::Arc<dyn $crate::port::Interceptor>,
+        }
+
+        impl $proxy {
+            /// Puts `interceptor` around `inner`.
+            pub fn wrap(
+                inner: ::std::sync::Arc<dyn $name>,
+                interceptor: ::std::sync::Arc<dyn $crate::port::Interceptor>,
+            ) -> ::std::sync::Arc<dyn $name> {
+                ::std::sync::Arc::new(Self { inner, interceptor })
+            }
+        }
+
+        #[$crate::port::async_trait]
+        impl $name for $proxy {
+            $(
+                async fn $method(&self, request: $request, deadline: $crate::Instant) -> $crate::PortResult<$reply> {
+                    let method = stringify!($method);
+                    let call = $crate::port::PortCall {
+                        port: $label,
+                        method,
+                        request: $crate::port::to_value($label, method, &request)?,
+                    };
+                    // The live reply keeps its handles; what the interceptor returns decides
+                    // whether it or the recorded one is used.
+                    let kept = ::std::sync::Arc::new(::std::sync::OnceLock::new());
+                    let keep = kept.clone();
+                    let inner = self.inner.clone();
+                    let answer = self.interceptor.around(call, Box::pin(async move {
+                        let reply = inner.$method(request, deadline).await?;
+                        let value = $crate::port::to_value($label, method, &reply)?;
+                        let _ = keep.set(reply);
+                        Ok(value)
+                    })).await?;
+                    match ::std::sync::Arc::into_inner(kept).and_then(::std::sync::OnceLock::into_inner) {
+                        Some(reply) => Ok(reply),
+                        None => $crate::port::from_value($label, method, answer),
+                    }
+                }
+            )*
+        }
+    };
+}
