@@ -1,1 +1,205 @@
-//! hypervisor
+//! The port to a virtual machine monitor, and QEMU behind it.
+//!
+//! A [`Hypervisor`] is one VM. Where devices sit is decided by the device actor, when things happen
+//! by the supervisor; the VMM only does what it is told and reports what is true.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sandbox_model::config::{Accelerator, SandboxConfig};
+use sandbox_model::device::{PciPath, PlacedDevice};
+use sandbox_model::ledger::ProcessIdentity;
+use sandbox_model::{DeviceId, PortError, SandboxId, port};
+use serde::{Deserialize, Serialize};
+
+/// What a VM is started with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The VMM's program.
+    pub program: PathBuf,
+    /// Machine type (`q35`).
+    pub machine: String,
+    /// How instructions are executed.
+    pub accelerator: Accelerator,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub kernel_params: String,
+    /// vCPUs at boot, at least 1.
+    pub vcpus: u32,
+    /// vCPUs after all hotplug.
+    pub vcpus_max: u32,
+    /// Memory at boot, in MiB.
+    pub memory_mib: u64,
+    /// Memory after all hotplug, in MiB.
+    pub memory_max_mib: u64,
+    /// DIMM slots for hotplug.
+    pub memory_slots: u32,
+    /// Whether memory is shared with vhost-user daemons.
+    pub shared_memory: bool,
+    /// PCI bridges with 30 hotplug slots each.
+    pub bridges: u8,
+}
+
+/// Starts the VM, its vCPUs paused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartVm {
+    /// With what.
+    pub spec: VmSpec,
+    /// Value of [`ENTRY_ENV`](sandbox_model::ledger::ENTRY_ENV) for the process.
+    pub tag: String,
+}
+
+/// A VM that has started and does not run yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartedVm {
+    /// The VMM's process; `None` if it has none of its own.
+    pub process: Option<ProcessIdentity>,
+    /// Its vCPU threads, in the order of vCPUs.
+    pub vcpu_threads: Vec<i32>,
+    /// What executes the guest in fact (`kvm`, `tcg`, `simulated`).
+    pub accelerator: String,
+}
+
+/// A device as the VM has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedDevice {
+    /// Where the guest finds it; `None` for what is not on PCI.
+    pub pci_path: Option<PciPath>,
+}
+
+/// Asks the guest to let a device go and waits for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveDevice {
+    /// Which.
+    pub id: DeviceId,
+}
+
+/// Ends the VM: politely at first, then by SIGKILL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopVm {
+    /// Milliseconds for each polite step.
+    pub term_ms: u64,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmExit {
+    /// Exit status of the VMM's process, if it exited.
+    pub code: Option<i32>,
+    /// Signal, if one ended it.
+    pub signal: Option<i32>,
+    /// Its last lines on stderr.
+    pub last_words: String,
+}
+
+/// Ends a VMM process that an earlier process of ours started, and no other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KillVm {
+    /// Its identity, if it was recorded; otherwise it is sought by its tag.
+    pub process: Option<ProcessIdentity>,
+    /// Value of [`ENTRY_ENV`](sandbox_model::ledger::ENTRY_ENV) in its environment.
+    pub tag: String,
+    /// Milliseconds between SIGTERM and SIGKILL.
+    pub term_ms: u64,
+}
+
+/// Asks for a number of vCPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeVcpus {
+    /// In total. A VMM that cannot take vCPUs away keeps them.
+    pub target: u32,
+}
+
+/// vCPUs as the VM has them now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizedVcpus {
+    /// In total, as the VMM reports it.
+    pub vcpus: u32,
+    /// All vCPU threads, in the order of vCPUs.
+    pub vcpu_threads: Vec<i32>,
+}
+
+/// Asks for an amount of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeMemory {
+    /// In total, in MiB. A VMM that cannot take memory away keeps it.
+    pub target_mib: u64,
+    /// The guest's memory block, in MiB: what is added is a multiple of it.
+    pub block_mib: u64,
+}
+
+/// Memory as the VM has it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizedMemory {
+    /// In total, in MiB, as the VMM reports it.
+    pub memory_mib: u64,
+}
+
+/// What a VMM can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Name in reports (`qemu`, `simulated`).
+    pub name: String,
+    /// Whether block devices may be plugged while it runs.
+    pub block_hotplug: bool,
+    /// Whether NICs may be plugged while it runs.
+    pub network_hotplug: bool,
+    /// Whether virtio-fs works.
+    pub share_fs: bool,
+    /// Whether vCPUs can be added.
+    pub vcpu_hotplug: bool,
+    /// Whether memory can be added.
+    pub memory_hotplug: bool,
+    /// Slot of the first PCI bridge on the root bus; bridge N sits N slots further.
+    pub first_bridge_slot: u8,
+}
+
+port! {
+    /// One VM.
+    ///
+    /// Calls come one at a time from each of its users (device actor, CPU actor, supervisor); an
+    /// implementation orders them among each other.
+    pub trait Hypervisor as "hypervisor", proxy HypervisorProxy {
+        /// What it can do. Answers before the VM starts.
+        fn capabilities(()) -> Capabilities;
+        /// Plugs a device: cold before `start_vm`, hot after. Returns when the VMM has it.
+        fn add_device(PlacedDevice) -> AddedDevice;
+        /// Unplugs a device and returns when it is gone. One that is not there is `NotFound`.
+        fn remove_device(RemoveDevice) -> ();
+        /// The devices that the VMM has in truth, of those that were added by us.
+        fn query_devices(()) -> Vec<DeviceId>;
+        /// Starts the process with all cold-plugged devices, vCPUs paused.
+        fn start_vm(StartVm) -> StartedVm;
+        /// Lets the vCPUs run.
+        fn resume_vm(()) -> ();
+        /// Ends the VM and returns when its process is gone.
+        fn stop_vm(StopVm) -> VmExit;
+        /// Returns when the VM has ended, whoever ended it.
+        fn wait_exit(()) -> VmExit;
+        /// Ends the process named in the request, after a crash of ours. Gone already is `NotFound`.
+        fn kill_vm(KillVm) -> ();
+        /// Adds or takes vCPUs.
+        fn resize_vcpus(ResizeVcpus) -> ResizedVcpus;
+        /// Adds or takes memory.
+        fn resize_memory(ResizeMemory) -> ResizedMemory;
+        /// The last lines of the VMM's stderr and of the guest's console, for an error's text.
+        fn last_words(()) -> String;
+    }
+}
+
+/// Makes a VM for each sandbox. An embedder with a VMM of its own implements this and [`Hypervisor`].
+pub trait VmmFactory: std::fmt::Debug + Send + Sync {
+    /// A VM that has not started. `dir` is the sandbox's own directory for its sockets.
+    ///
+    /// # Errors
+    /// What the VMM needs is missing on this host.
+    fn create(&self, sandbox: &SandboxId, dir: &Path, config: &SandboxConfig)
+    -> Result<Arc<dyn Hypervisor>, PortError>;
+
+    /// Name in reports and traces.
+    fn name(&self) -> &'static str;
+}
