@@ -1,1 +1,6 @@
-//! cgroup-actor
+//! The cgroup actor.
+#![forbid(unsafe_code)]
+
+mod messages;
+
+pub use messages::*;

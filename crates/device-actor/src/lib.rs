@@ -1,1 +1,6 @@
-//! device-actor
+//! The device actor.
+#![forbid(unsafe_code)]
+
+mod messages;
+
+pub use messages::*;

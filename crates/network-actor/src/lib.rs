@@ -1,1 +1,6 @@
-//! network-actor
+//! The network actor.
+#![forbid(unsafe_code)]
+
+mod messages;
+
+pub use messages::*;

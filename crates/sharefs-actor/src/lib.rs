@@ -1,1 +1,6 @@
-//! sharefs-actor
+//! The sharefs actor.
+#![forbid(unsafe_code)]
+
+mod messages;
+
+pub use messages::*;

@@ -1,0 +1,144 @@
+//! The threads that actors live on.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::thread;
+
+use actix::{Arbiter, ArbiterHandle, System};
+use tokio::sync::oneshot;
+
+/// Blocking system calls that one arbiter may have in flight.
+const BLOCKING_THREADS_MAX: usize = 8;
+
+/// Why the threads could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operating system refused a thread or its runtime.
+    #[error("cannot start the actors' thread {name}")]
+    Thread {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `join` was called outside of a running actor system.
+    #[error("there is no running actor system on this thread to join")]
+    NoSystem,
+}
+
+/// A few threads that run actors.
+///
+/// An arbiter is one thread: nothing that runs on it may block. Blocking system calls go through
+/// [`blocking`].
+pub struct Arbiters {
+    seats: Vec<Seat>,
+}
+
+struct Seat {
+    arbiter: ArbiterHandle,
+    owned: Option<Owned>,
+}
+
+struct Owned {
+    system: System,
+    ended: oneshot::Receiver<()>,
+}
+
+impl fmt::Debug for Arbiters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arbiters({})", self.seats.len())
+    }
+}
+
+impl Arbiters {
+    /// Starts `count` threads named `NAME-0`, `NAME-1` and so on, at least one.
+    ///
+    /// # Errors
+    /// [`StartError::Thread`].
+    pub fn start(count: usize, name: &str) -> Result<Self, StartError> {
+        let seats = (0..count.max(1)).map(|n| Seat::start(format!("{name}-{n}"))).collect::<Result<_, _>>()?;
+        Ok(Self { seats })
+    }
+
+    /// Uses the actor system that runs on this thread.
+    ///
+    /// # Errors
+    /// [`StartError::NoSystem`].
+    pub fn join() -> Result<Self, StartError> {
+        let arbiter = Arbiter::try_current().ok_or(StartError::NoSystem)?;
+        Ok(Self { seats: vec![Seat { arbiter, owned: None }] })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Runs `task` on the arbiter `index` modulo their number, and returns what it made.
+    ///
+    /// `None`: the arbiter has ended, or the task panicked.
+    pub async fn run_on<T, F, Fut>(&self, index: usize, task: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+    {
+        let (tell, told) = oneshot::channel();
+        let seat = &self.seats[index % self.seats.len()];
+        let sent = seat.arbiter.spawn_fn(move || {
+            actix::spawn(async move {
+                let _ = tell.send(task().await);
+            });
+        });
+        if sent { told.await.ok() } else { None }
+    }
+
+    /// Stops the threads that `start` started and waits for their end. Actors that still live are
+    /// dropped in the middle of what they do: release sandboxes first.
+    pub async fn stop(self) {
+        for owned in self.seats.into_iter().filter_map(|seat| seat.owned) {
+            owned.system.stop();
+            let _ = owned.ended.await;
+        }
+    }
+}
+
+impl Seat {
+    fn start(name: String) -> Result<Self, StartError> {
+        let failed = |name: &str, source| StartError::Thread { name: name.to_owned(), source };
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .thread_name(format!("{name}-blocking"))
+            .build()
+            .map_err(|source| failed(&name, source))?;
+        let thread = thread::Builder::new().name(name.clone());
+        let main = move || {
+            let runner = System::with_tokio_rt(move || runtime);
+            let _ = tell.send((System::current(), Arbiter::current()));
+            let _ = runner.run();
+            let _ = end.send(());
+        };
+        thread.spawn(main).map_err(|source| failed(&name, source))?;
+        let (system, arbiter) = told.recv().map_err(|error| failed(&name, io::Error::other(error)))?;
+        Ok(Self { arbiter, owned: Some(Owned { system, ended }) })
+    }
+}
+
+/// Runs a blocking system call beside the arbiter, on its bounded pool.
+///
+/// Its future may be dropped; the call itself then still goes on to its end.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(payload) => std::panic::resume_unwind(payload),
+            // The pool only cancels when its runtime is shutting down, and then nobody polls us.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

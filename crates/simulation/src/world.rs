@@ -1,0 +1,73 @@
+//! The simulated kernel's objects: what exists, under which identity.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use sandbox_model::{ErrorKind, PortError, PortResult};
+
+/// Everything that exists in the simulation. Shared by all simulated ports; a sandbox that has been
+/// released must leave it as it was.
+#[derive(Debug, Default)]
+pub struct World {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<(&'static str, String), u64>,
+    next_identity: u64,
+}
+
+impl World {
+    /// An empty world.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // A panic of one simulated port is a finding of its own and must not hide behind this.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Makes an object and returns its identity, which is never used again.
+    ///
+    /// # Errors
+    /// `Exists`.
+    pub fn make(&self, operation: &str, kind: &'static str, name: impl Into<String>) -> PortResult<u64> {
+        let mut state = self.state();
+        let name = name.into();
+        if state.objects.contains_key(&(kind, name.clone())) {
+            return Err(PortError::new(ErrorKind::Exists, operation, name, "simulated: exists"));
+        }
+        state.next_identity += 1;
+        let identity = state.next_identity;
+        state.objects.insert((kind, name), identity);
+        Ok(identity)
+    }
+
+    /// Takes an object away.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn remove(&self, operation: &str, kind: &'static str, name: &str) -> PortResult<()> {
+        match self.state().objects.remove(&(kind, name.to_owned())) {
+            Some(_) => Ok(()),
+            None => Err(PortError::new(ErrorKind::NotFound, operation, name, "simulated: not there")),
+        }
+    }
+
+    /// The identity of an object, if it exists.
+    pub fn identity(&self, kind: &'static str, name: &str) -> Option<u64> {
+        self.state().objects.get(&(kind, name.to_owned())).copied()
+    }
+
+    /// Takes away all objects of `kind` whose name passes `test`, as a process's end does.
+    pub fn remove_where(&self, kind: &'static str, test: impl Fn(&str) -> bool) {
+        self.state().objects.retain(|(k, name), _| *k != kind || !test(name));
+    }
+
+    /// All objects, as `kind name`, in order.
+    pub fn list(&self) -> Vec<String> {
+        self.state().objects.keys().map(|(kind, name)| format!("{kind} {name}")).collect()
+    }
+}
