@@ -158,6 +158,8 @@ pub struct Capabilities {
     pub first_bridge_slot: u8,
 }
 
+mod qemu;
+
 port! {
     /// One VM.
     ///
