@@ -160,6 +160,8 @@ pub struct Capabilities {
 
 mod qemu;
 
+pub use qemu::{Qemu, QemuFactory};
+
 port! {
     /// One VM.
     ///

@@ -56,15 +56,14 @@ impl<R> Ticket<R> {
 impl<R> Claim<R> {
     /// Waits until the work has begun.
     pub(super) async fn begun(&mut self, deadline: Instant) -> Result<(), NoReply> {
-        let seen = match timeout_at(deadline, &mut self.begun).await {
+        match timeout_at(deadline, &mut self.begun).await {
             Ok(seen) => seen.map_err(|_| NoReply::NotBegun { gone: true }),
             Err(_) => {
                 // From here on the server cannot begin.
                 self.begun.close();
                 self.begun.try_recv().map_err(|_| NoReply::NotBegun { gone: false })
             }
-        };
-        seen
+        }
     }
 
     /// Waits for the reply, once the work has begun, until `deadline`.
