@@ -20,3 +20,4 @@ mod words;
 pub use end::{end_process, identify, is_alive};
 pub use process::{HelperExit, HelperProcess};
 pub use spawn::HelperSpec;
+pub use words::LastWords;

@@ -64,17 +64,19 @@ fn sanitised(line: &[u8]) -> String {
     text.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Reads the tail while the reading task fills it.
+/// The tail of a stream of text, filled by a task: at most 64 lines of at most 512 bytes, without
+/// control characters. For stderr, and for a guest's console.
 #[derive(Debug, Clone)]
-pub(crate) struct LastWords(watch::Receiver<Tail>);
+pub struct LastWords(watch::Receiver<Tail>);
 
 impl LastWords {
     /// Reads `stderr` to its end, in a task of the current runtime.
     pub(crate) fn collect(stderr: ChildStderr) -> std::io::Result<Self> {
-        Ok(Self::collect_from(pipe::Receiver::from_owned_fd(stderr.into())?))
+        Ok(Self::of(pipe::Receiver::from_owned_fd(stderr.into())?))
     }
 
-    fn collect_from(mut source: impl AsyncRead + Send + Unpin + 'static) -> Self {
+    /// Reads `source` to its end, in a task of the current runtime.
+    pub fn of(mut source: impl AsyncRead + Send + Unpin + 'static) -> Self {
         let (writer, reader) = watch::channel(Tail::default());
         tokio::spawn(async move {
             let mut buffer = [0; 1024];
@@ -91,12 +93,12 @@ impl LastWords {
     }
 
     /// What was said so far, oldest line first.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.0.borrow().text()
     }
 
-    /// Waits until everything that an ended process said has been read.
-    pub(crate) async fn complete(&self) {
+    /// Waits until everything that an ended process said has been read, or 200 ms.
+    pub async fn complete(&self) {
         let mut reader = self.0.clone();
         // Neither a held pipe nor a reading task that went down with its runtime is worth an error.
         let _ = tokio::time::timeout(DRAIN, reader.wait_for(|tail| tail.ended)).await;
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     async fn said(bytes: Vec<u8>) -> String {
-        let words = LastWords::collect_from(std::io::Cursor::new(bytes));
+        let words = LastWords::of(std::io::Cursor::new(bytes));
         words.complete().await;
         words.text()
     }
