@@ -23,7 +23,7 @@ use sandbox_model::status::SandboxStatus;
 use sandbox_model::trace::{Event, Place, TraceSink};
 use sandbox_model::{ErrorKind, Instant, PortError, SandboxId};
 use serde::{Deserialize, Serialize};
-use sharefs_actor::{ShareFsActor, ShareHost, ShareHostProxy};
+use sharefs_actor::{ShareFsActor, ShareFsHost, ShareFsHostProxy};
 use tokio::sync::watch;
 
 use crate::cpu::CpuActor;
@@ -47,7 +47,7 @@ pub struct Ports {
     /// Network namespaces, taps, filters.
     pub network: Arc<dyn NetworkHost>,
     /// Directories, mounts, virtiofsd.
-    pub share: Arc<dyn ShareHost>,
+    pub share: Arc<dyn ShareFsHost>,
     /// Cgroups.
     pub cgroup: Arc<dyn CgroupHost>,
     /// Disks, VFIO functions, the vsock daemon.
@@ -165,6 +165,11 @@ impl ResourceSystemBuilder {
     pub fn join(self) -> Result<ResourceSystem, StartError> {
         let arbiters = Arbiters::join()?;
         Ok(self.on(arbiters))
+    }
+
+    /// Uses the `LocalSet` of the caller, on one thread: for simulation and replay in virtual time.
+    pub fn here(self) -> ResourceSystem {
+        self.on(Arbiters::here())
     }
 
     fn on(self, arbiters: Arbiters) -> ResourceSystem {
@@ -532,8 +537,8 @@ impl Bare {
 
     fn share(&self) -> Seat<ShareFsActor> {
         self.seat(ActorName::ShareFs, |bare, cause| {
-            let host = bare.wrap(ActorName::ShareFs, cause, bare.parts.ports.share.clone(), ShareHostProxy::wrap);
-            ShareFsActor::new(bare.journal(ActorName::ShareFs), host, bare.id.clone(), bare.dir.clone())
+            let host = bare.wrap(ActorName::ShareFs, cause, bare.parts.ports.share.clone(), ShareFsHostProxy::wrap);
+            ShareFsActor::new(bare.journal(ActorName::ShareFs), host, bare.dir.clone(), bare.id.clone())
         })
     }
 

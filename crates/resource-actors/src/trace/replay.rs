@@ -26,7 +26,7 @@ use sandbox_model::{Instant, PortError, PortResult, SandboxId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::ChannelSink;
@@ -125,6 +125,7 @@ struct Answers {
 
 #[derive(Debug)]
 struct Recorded {
+    seq: u64,
     port: String,
     method: String,
     request: Value,
@@ -132,12 +133,12 @@ struct Recorded {
 }
 
 impl Answers {
-    fn take(&mut self, call: &PortCall) -> Option<PortResult<Value>> {
+    fn take(&mut self, call: &PortCall) -> Option<Recorded> {
         let fits = |recorded: &Recorded| {
             recorded.port == call.port && recorded.method == call.method && recorded.request == call.request
         };
         match self.calls.iter().position(fits) {
-            Some(index) => self.calls.remove(index).map(|recorded| recorded.result),
+            Some(index) => self.calls.remove(index),
             None => {
                 self.unknown.push(format!("{}.{} {}", call.port, call.method, call.request));
                 None
@@ -198,7 +199,8 @@ impl Replay {
             match event {
                 Event::Called { place, port, method, request, result, .. } => {
                     let (port, method) = (port.clone(), method.clone());
-                    let recorded = Recorded { port, method, request: request.clone(), result: result.clone() };
+                    let (request, result) = (request.clone(), result.clone());
+                    let recorded = Recorded { seq: place.seq, port, method, request, result };
                     answers.entry((place.sandbox.clone(), place.actor)).or_default().calls.push_back(recorded);
                 }
                 Event::Replied { place, message, reply, .. } => {
@@ -222,9 +224,11 @@ impl Replay {
 
     async fn run(mut self, events: &[Event]) -> Result<ReplayReport, ReplayError> {
         let (ask, asked) = mpsc::unbounded_channel();
-        let answering = tokio::task::spawn_local(answer_all(asked, self.answers.clone()));
+        let (cursor, at) = watch::channel(0);
+        let answering = tokio::task::spawn_local(answer_all(asked, self.answers.clone(), at));
         let (sink, heard) = ChannelSink::new();
         for event in events {
+            cursor.send_replace(event.place().map_or(0, |place| place.seq));
             match event {
                 Event::Created { place, spec } => {
                     let handle = self.create(place.seq, spec, &ask, &sink).await?;
@@ -340,16 +344,47 @@ impl Replay {
     }
 }
 
-async fn answer_all(mut asked: mpsc::UnboundedReceiver<Question>, answers: Rc<RefCell<BTreeMap<Key, Answers>>>) {
+/// The one call that waits for an event instead of an effect: its answer is due when the trace has
+/// come to it, and not before.
+const WAITS_FOR_EVENT: &str = "wait_exit";
+
+async fn answer_all(
+    mut asked: mpsc::UnboundedReceiver<Question>,
+    answers: Rc<RefCell<BTreeMap<Key, Answers>>>,
+    mut cursor: watch::Receiver<u64>,
+) {
     // Questions that the trace does not answer are kept, so that their askers wait.
-    let mut unanswered = Vec::new();
-    while let Some(Question { key, call, answer }) = asked.recv().await {
-        let found = answers.borrow_mut().entry(key).or_default().take(&call);
-        match found {
-            Some(result) => {
-                let _ = answer.send(result);
+    let (mut unanswered, mut early) = (Vec::new(), Vec::<(SandboxId, Recorded, _)>::new());
+    loop {
+        let question = tokio::select! {
+            biased;
+            question = asked.recv() => question,
+            moved = cursor.changed() => match moved {
+                Ok(()) => None,
+                Err(_) => return,
+            },
+        };
+        if let Some(Question { key, call, answer }) = question {
+            let found = answers.borrow_mut().entry(key.clone()).or_default().take(&call);
+            match found {
+                Some(recorded) if recorded.method == WAITS_FOR_EVENT => early.push((key.0, recorded, answer)),
+                Some(recorded) => {
+                    let _ = answer.send(recorded.result);
+                }
+                None => unanswered.push(answer),
             }
-            None => unanswered.push(answer),
+        }
+        let now = *cursor.borrow();
+        let is_due = |sandbox: &SandboxId, seq: u64| {
+            let answers = answers.borrow();
+            let mut of_sandbox = answers.iter().filter(|((of, _), _)| of == sandbox);
+            now > seq && of_sandbox.all(|(_, rest)| rest.calls.iter().all(|call| call.seq > seq))
+        };
+        let (due, rest): (Vec<_>, Vec<_>) =
+            early.into_iter().partition(|(sandbox, recorded, _)| is_due(sandbox, recorded.seq));
+        early = rest;
+        for (_, recorded, answer) in due {
+            let _: Result<_, _> = answer.send(recorded.result);
         }
     }
 }
