@@ -154,13 +154,16 @@ pub struct Capabilities {
     pub vcpu_hotplug: bool,
     /// Whether memory can be added.
     pub memory_hotplug: bool,
-    /// Slot of the first PCI bridge on the root bus; bridge N sits N slots further.
-    pub first_bridge_slot: u8,
 }
 
 mod qemu;
 
 pub use qemu::{Qemu, QemuFactory};
+
+/// Slot of the first PCI bridge on a VM's root bus; bridge N sits N slots further. Slot 0 is the host
+/// bridge, 1 is where a VMM's own default devices would be. Every VMM keeps to it, so that the path
+/// of a device follows from its slot.
+pub const FIRST_BRIDGE_SLOT: u8 = 2;
 
 port! {
     /// One VM.

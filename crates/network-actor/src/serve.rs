@@ -40,7 +40,7 @@ pub struct Held {
 }
 
 /// What readers see of the network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct NetworkSnapshot {
     /// The namespace, once the network is up.
     pub namespace: Option<PathBuf>,

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::accelerator::KvmProbe;
 use super::backend::{Backend, release};
-use super::command_line::FIRST_BRIDGE_SLOT;
+use crate::FIRST_BRIDGE_SLOT;
 use super::devices::{check_place, plug, unplug};
 use super::ticket::{NoReply, ticket};
 use super::vm::Vm;

@@ -36,7 +36,6 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use self::accelerator::KvmProbe;
-use self::command_line::FIRST_BRIDGE_SLOT;
 use self::keeper::{Keeper, KeeperHandle};
 use self::qmp::Command;
 use self::vm::Vm;
@@ -103,7 +102,6 @@ impl Hypervisor for Qemu {
             share_fs: true,
             vcpu_hotplug: true,
             memory_hotplug: true,
-            first_bridge_slot: FIRST_BRIDGE_SLOT,
         })
     }
 
