@@ -4,6 +4,8 @@
 //! by the supervisor; the VMM only does what it is told and reports what is true.
 #![forbid(unsafe_code)]
 
+mod qemu;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use sandbox_model::device::{PciPath, PlacedDevice};
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{DeviceId, PortError, SandboxId, port};
 use serde::{Deserialize, Serialize};
+
+pub use qemu::{Qemu, QemuFactory};
 
 /// What a VM is started with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,10 +161,6 @@ pub struct Capabilities {
     /// Slot of the first PCI bridge on the root bus; bridge N sits N slots further.
     pub first_bridge_slot: u8,
 }
-
-mod qemu;
-
-pub use qemu::{Qemu, QemuFactory};
 
 port! {
     /// One VM.

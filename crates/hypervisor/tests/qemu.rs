@@ -223,6 +223,27 @@ async fn a_killed_vm_is_noticed_and_everybody_told() {
 }
 
 #[tokio::test]
+async fn a_vm_that_does_not_answer_is_killed_in_time() {
+    if !has_qemu() {
+        return;
+    }
+    let bench = Bench::new("hangs");
+    let process = bench.start(bench.spec()).await.unwrap().process.unwrap();
+    let pid = rustix::process::Pid::from_raw(process.pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let soon = || Instant::now() + Duration::from_millis(100);
+    let error = bench.vm.query_devices((), soon()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TimedOut);
+    let error = bench.add(bench.disk("disk-1", 0, 0)).await.unwrap_err();
+    assert_eq!((error.kind, error.outcome), (ErrorKind::Invalid, Outcome::NotDone));
+    let error = bench.vm.add_device(bench.disk("disk-1", 0, 1), soon()).await.unwrap_err();
+    assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::NotDone), "it was never asked: {error}");
+    let exit = bench.vm.stop_vm(StopVm { term_ms: 200 }, in_seconds(20)).await.unwrap();
+    assert_eq!(exit.signal, Some(9));
+    assert!(!is_alive(process));
+}
+
+#[tokio::test]
 async fn a_start_that_fails_says_why_in_qemu_s_words_and_leaves_nothing() {
     if !has_qemu() {
         return;

@@ -18,6 +18,8 @@ use crate::{StartVm, VmExit, VmSpec};
 
 /// How long a QEMU that closed its control channel may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+/// Lines of stderr, and of the console, that an error carries.
+const ERROR_LINES: usize = 8;
 
 /// One QEMU.
 #[derive(Debug)]
@@ -78,9 +80,11 @@ impl Vm {
         if let Ok(exit) = timeout(END_PATIENCE, self.process.wait()).await {
             error.cause = format!("QEMU ended with {exit}");
         }
-        let words = self.last_words();
-        if !words.is_empty() {
-            error.cause = format!("{}: {words}", error.cause);
+        for words in [self.process.last_words(), self.console.text()] {
+            let words = last_lines(&words);
+            if !words.is_empty() {
+                error.cause = format!("{}: {words}", error.cause);
+            }
         }
         error
     }
@@ -153,6 +157,11 @@ impl Vm {
     }
 }
 
+fn last_lines(words: &str) -> String {
+    let lines: Vec<&str> = words.lines().collect();
+    lines[lines.len().saturating_sub(ERROR_LINES)..].join("\n")
+}
+
 /// The elements of a list in a reply; nothing if it is no list.
 pub(super) fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
@@ -163,4 +172,36 @@ fn socket_pair() -> PortResult<(UnixStream, PassedFd)> {
     let (ours, theirs) = UnixStream::pair().map_err(refused)?;
     let theirs = theirs.into_std().map_err(refused)?;
     Ok((ours, PassedFd::new(OwnedFd::from(theirs))))
+}
+
+#[cfg(test)]
+impl Vm {
+    /// A VM whose process sleeps and whose control channel ends at a scripted peer.
+    pub(super) async fn scripted() -> (Self, super::qmp::peer::Peer) {
+        let (ours, mut peer) = super::qmp::peer::Peer::pair();
+        peer.say(super::qmp::peer::GREETING).await;
+        let spec = HelperSpec { program: "/bin/sleep".into(), args: vec!["60".into()], ..HelperSpec::default() };
+        let vm = Self {
+            process: HelperProcess::spawn(spec).await.unwrap(),
+            qmp: Qmp::new(ours),
+            console: LastWords::of(tokio::io::empty()),
+            executor: Executor::Tcg,
+            spec: VmSpec {
+                program: "/bin/sleep".into(),
+                machine: "q35".into(),
+                accelerator: sandbox_model::config::Accelerator::Tcg,
+                kernel: "/k".into(),
+                initrd: None,
+                kernel_params: String::new(),
+                vcpus: 1,
+                vcpus_max: 4,
+                memory_mib: 128,
+                memory_max_mib: 1024,
+                memory_slots: 4,
+                shared_memory: false,
+                bridges: 1,
+            },
+        };
+        (vm, peer)
+    }
 }
