@@ -12,7 +12,7 @@ use nix::libc;
 use sandbox_model::device::{
     Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, ShareFsDevice, VfioDevice, VsockBackend, VsockDevice,
 };
-use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
+use sandbox_model::{ErrorKind, Instant, Outcome, PassedFd, PortError, PortResult};
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout_at};
@@ -31,7 +31,7 @@ pub(super) enum Backend {
     /// A named descriptor that nothing has taken yet.
     Fd(String),
     /// A set of descriptors that files are opened from.
-    FdSet(i64),
+    FdSet(u64),
     /// A block node.
     Node(String),
     /// The host side of a NIC.
@@ -61,7 +61,7 @@ pub(super) struct Maker<'a> {
     pub(super) vm: &'a Vm,
     /// The device, for errors.
     pub(super) object: &'a str,
-    /// Makes QEMU's names: block nodes take 31 characters at most, fewer than a device's id has.
+    /// Makes QEMU's names: a block node's has 31 characters at most, fewer than a device's id may.
     pub(super) number: u64,
     pub(super) deadline: Instant,
     /// What was made so far, also if an error follows.
@@ -82,18 +82,21 @@ impl Maker<'_> {
         Ok(properties)
     }
 
-    async fn execute(&self, command: Command) -> PortResult<Value> {
-        self.vm.execute_on(self.object, command, self.deadline).await
+    /// Makes `backend` by `command`. One whose making is doubtful counts as made.
+    async fn produce(&mut self, backend: Backend, command: Command) -> PortResult<()> {
+        let result = self.vm.execute_on(self.object, command, self.deadline).await;
+        if result.as_ref().err().is_none_or(|error| error.outcome == Outcome::Doubtful) {
+            self.made.push(backend);
+        }
+        result.map(|_| ())
     }
 
     async fn block(&mut self, block: &BlockDevice) -> PortResult<Value> {
         let read_only = block.access == Access::ReadOnly;
         let (file, driver) = open_disk(block.clone()).await?;
-        let reply = self.execute(Command::new("add-fd", Value::Null).with_fd(file)).await?;
-        let set = reply["fdset-id"].as_i64().ok_or_else(|| {
-            PortError::new(ErrorKind::Protocol, "add-fd", self.object, "the reply names no fdset").doubtful()
-        })?;
-        self.made.push(Backend::FdSet(set));
+        let set = self.number;
+        let add = Command::new("add-fd", json!({ "fdset-id": set })).with_fd(file);
+        self.produce(Backend::FdSet(set), add).await?;
         let node = format!("drive-{}", self.number);
         let format = match block.format {
             DiskFormat::Raw => "raw",
@@ -105,8 +108,7 @@ impl Maker<'_> {
                 "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": read_only, "cache": cache,
             },
         });
-        self.execute(Command::new("blockdev-add", arguments)).await?;
-        self.made.push(Backend::Node(node.clone()));
+        self.produce(Backend::Node(node.clone()), Command::new("blockdev-add", arguments)).await?;
         let mut properties = json!({ "driver": "virtio-blk-pci", "drive": node });
         if let Some(serial) = &block.serial {
             properties["serial"] = serial.as_str().into();
@@ -127,13 +129,12 @@ impl Maker<'_> {
         let netdev = format!("net-{}", self.number);
         let mut arguments = json!({ "type": "tap", "id": netdev, "vhost": false });
         arguments[if names.len() == 1 { "fd" } else { "fds" }] = names.join(":").into();
-        self.execute(Command::new("netdev_add", arguments)).await?;
-        // The netdev has taken them.
-        self.made.truncate(before);
-        self.made.push(Backend::Netdev(netdev.clone()));
+        self.produce(Backend::Netdev(netdev.clone()), Command::new("netdev_add", arguments)).await?;
+        // The netdev has taken the descriptors.
+        self.made.drain(before..before + names.len());
         let mut properties = json!({ "driver": "virtio-net-pci", "netdev": netdev, "mac": network.mac.to_string() });
-        if network.mtu > 0 {
-            properties["host_mtu"] = network.mtu.into();
+        if let Ok(mtu @ 1..) = u16::try_from(network.mtu) {
+            properties["host_mtu"] = mtu.into();
         }
         if network.queue_pairs > 1 {
             properties["mq"] = true.into();
@@ -183,10 +184,10 @@ impl Maker<'_> {
         let chardev = format!("char-{}", self.number);
         let address = json!({ "type": "fd", "data": { "str": name } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-        self.execute(Command::new("chardev-add", json!({ "id": chardev, "backend": backend }))).await?;
-        // The chardev has taken it.
-        self.made.truncate(before);
-        self.made.push(Backend::Chardev(chardev.clone()));
+        let add = Command::new("chardev-add", json!({ "id": chardev, "backend": backend }));
+        self.produce(Backend::Chardev(chardev.clone()), add).await?;
+        // The chardev has taken the descriptor.
+        self.made.remove(before);
         Ok(chardev)
     }
 
@@ -196,8 +197,8 @@ impl Maker<'_> {
             return Err(PortError::new(ErrorKind::Invalid, "getfd", self.object, "no live descriptor"));
         }
         let name = format!("{what}-{}", self.number);
-        self.execute(Command::new("getfd", json!({ "fdname": name })).with_fd(fd)).await?;
-        self.made.push(Backend::Fd(name.clone()));
+        let get = Command::new("getfd", json!({ "fdname": name })).with_fd(fd);
+        self.produce(Backend::Fd(name.clone()), get).await?;
         Ok(name)
     }
 }
@@ -209,6 +210,9 @@ pub(super) async fn release(vm: &Vm, object: &str, made: Vec<Backend>) {
     for backend in made.iter().rev() {
         while let Err(error) = vm.execute_on(object, backend.removal(), deadline).await {
             let may_retry = matches!(error.kind, ErrorKind::Busy) && Instant::now() < deadline;
+            if error.is_absent() {
+                break;
+            }
             if !may_retry {
                 tracing::warn!(%error, ?backend, "a device's backend stays in QEMU");
                 break;

@@ -199,7 +199,7 @@ mod tests {
         let refusal = json!({ "error": { "class": "GenericError", "desc": "no" } });
         let script = tokio::spawn(async move {
             let mut heard = Vec::new();
-            for reply in [json!({ "return": { "fdset-id": 4 } }), json!({ "return": {} }), refusal] {
+            for reply in [json!({ "return": { "fdset-id": 7 } }), json!({ "return": {} }), refusal] {
                 heard.push(peer.answer(reply).await["execute"].clone());
             }
             // The node is busy at first: the device that was refused is freed a little later.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use helper_process::{HelperExit, HelperProcess, HelperSpec, LastWords};
-use sandbox_model::{ErrorKind, Instant, Outcome, PassedFd, PortError, PortResult};
+use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::{timeout, timeout_at};
@@ -138,15 +138,6 @@ impl Vm {
             self.process.terminate(term.min(left)).await?;
         }
         Ok(self.ended().await)
-    }
-
-    /// Takes back a start that failed: nothing of it remains, or the outcome is doubtful.
-    pub(super) async fn abandon(&self, mut error: PortError) -> PortError {
-        error.outcome = match self.process.kill().await {
-            Ok(_) => Outcome::NotDone,
-            Err(_) => Outcome::Doubtful,
-        };
-        error
     }
 
     /// Waits until it has ended, whoever ended it.
