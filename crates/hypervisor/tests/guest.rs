@@ -16,7 +16,7 @@ use sandbox_model::config::{Accelerator, SandboxConfig};
 use sandbox_model::device::{
     Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, PciSlot, PlacedDevice, ShareFsDevice,
 };
-use sandbox_model::{DeviceId, Instant, PassedFd, SandboxId};
+use sandbox_model::{DeviceId, ErrorKind, Instant, Outcome, PassedFd, SandboxId};
 use tempfile::TempDir;
 
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
@@ -130,6 +130,16 @@ async fn a_guest_takes_devices_and_gives_them_back() {
     guest.boot().await;
     guest.add(disk(guest.dir.path(), "hot", 17)).await;
     guest.remove("hot").await;
+    // One that is given back after its deadline: a query finds out, and the place is free.
+    let error = guest.vm.remove_device(RemoveDevice { id: id("cold") }, Instant::now()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TimedOut);
+    let soon = Instant::now() + Duration::from_millis(5);
+    let error = guest.vm.remove_device(RemoveDevice { id: id("cold") }, soon).await.unwrap_err();
+    assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful));
+    while !guest.vm.query_devices((), in_seconds(5)).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    guest.add(disk(guest.dir.path(), "cold", 1)).await;
     guest.remove("cold").await;
     assert!(guest.vm.query_devices((), in_seconds(5)).await.unwrap().is_empty());
     // The same names and places again: nothing of them was left.

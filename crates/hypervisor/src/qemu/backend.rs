@@ -28,7 +28,7 @@ const RELEASE_RETRY: Duration = Duration::from_millis(5);
 /// Something that was made for a device and goes after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Backend {
-    /// A named descriptor that nothing has taken yet.
+    /// A named descriptor. What is made from it takes it: then there is none of that name any more.
     Fd(String),
     /// A set of descriptors that files are opened from.
     FdSet(u64),
@@ -121,7 +121,6 @@ impl Maker<'_> {
             let cause = format!("{} descriptors for {} queue pairs", network.queues.len(), network.queue_pairs);
             return Err(PortError::new(ErrorKind::Invalid, "netdev_add", self.object, cause));
         }
-        let before = self.made.len();
         let mut names = Vec::new();
         for (queue, fd) in network.queues.iter().enumerate() {
             names.push(self.pass(&format!("tap{queue}"), fd.clone()).await?);
@@ -130,8 +129,6 @@ impl Maker<'_> {
         let mut arguments = json!({ "type": "tap", "id": netdev, "vhost": false });
         arguments[if names.len() == 1 { "fd" } else { "fds" }] = names.join(":").into();
         self.produce(Backend::Netdev(netdev.clone()), Command::new("netdev_add", arguments)).await?;
-        // The netdev has taken the descriptors.
-        self.made.drain(before..before + names.len());
         let mut properties = json!({ "driver": "virtio-net-pci", "netdev": netdev, "mac": network.mac.to_string() });
         if let Ok(mtu @ 1..) = u16::try_from(network.mtu) {
             properties["host_mtu"] = mtu.into();
@@ -161,10 +158,7 @@ impl Maker<'_> {
                 let path = "/dev/vhost-vsock";
                 let device = std::fs::OpenOptions::new().read(true).write(true).open(path);
                 let device = device.map_err(|error| PortError::os("open", path, error))?;
-                let before = self.made.len();
                 let name = self.pass("vhost", PassedFd::new(device.into())).await?;
-                // The device takes it, or QEMU closes it when that fails.
-                self.made.truncate(before);
                 Ok(json!({ "driver": "vhost-vsock-pci", "guest-cid": vsock.cid, "vhostfd": name }))
             }
         }
@@ -175,19 +169,16 @@ impl Maker<'_> {
         let object = || format!("{} for {}", socket.display(), self.object);
         let refused = |error: std::io::Error| PortError::os("connect", object(), error);
         let connected = timeout_at(self.deadline, UnixStream::connect(socket)).await;
-        let connected =
-            connected.map_err(|_| PortError::timed_out("connect", object(), "the daemon does not accept"))?;
+        let connected = connected
+            .map_err(|_| PortError::new(ErrorKind::TimedOut, "connect", object(), "the daemon does not accept"))?;
         let stream = connected.and_then(UnixStream::into_std).map_err(refused)?;
         stream.set_nonblocking(false).map_err(refused)?;
-        let before = self.made.len();
         let name = self.pass("vhost-user", PassedFd::new(OwnedFd::from(stream))).await?;
         let chardev = format!("char-{}", self.number);
         let address = json!({ "type": "fd", "data": { "str": name } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
         let add = Command::new("chardev-add", json!({ "id": chardev, "backend": backend }));
         self.produce(Backend::Chardev(chardev.clone()), add).await?;
-        // The chardev has taken the descriptor.
-        self.made.remove(before);
         Ok(chardev)
     }
 
@@ -209,15 +200,14 @@ pub(super) async fn release(vm: &Vm, object: &str, made: Vec<Backend>) {
     let deadline = Instant::now() + RELEASE_PATIENCE;
     for backend in made.iter().rev() {
         while let Err(error) = vm.execute_on(object, backend.removal(), deadline).await {
-            let may_retry = matches!(error.kind, ErrorKind::Busy) && Instant::now() < deadline;
-            if error.is_absent() {
-                break;
+            match error.kind {
+                ErrorKind::NotFound => break,
+                ErrorKind::Busy if Instant::now() < deadline => sleep(RELEASE_RETRY).await,
+                _ => {
+                    tracing::warn!(%error, ?backend, "a device's backend stays in QEMU");
+                    break;
+                }
             }
-            if !may_retry {
-                tracing::warn!(%error, ?backend, "a device's backend stays in QEMU");
-                break;
-            }
-            sleep(RELEASE_RETRY).await;
         }
     }
 }

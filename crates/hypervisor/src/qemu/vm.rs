@@ -4,6 +4,7 @@
 //! ordered by QMP, one command at a time.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use helper_process::{HelperExit, HelperProcess, HelperSpec, LastWords};
@@ -107,7 +108,17 @@ impl Vm {
             .filter_map(|cpu| Some((cpu["cpu-index"].as_i64()?, i32::try_from(cpu["thread-id"].as_i64()?).ok()?)))
             .collect();
         vcpus.sort_unstable();
-        Ok(vcpus.into_iter().map(|(_, thread)| thread).collect())
+        let threads: Vec<i32> = vcpus.into_iter().map(|(_, thread)| thread).collect();
+        // They will be moved between cgroups: a QEMU that lies must not have us move a stranger's.
+        let tasks = Path::new("/proc").join(self.process.identity().pid.to_string()).join("task");
+        match threads.iter().find(|thread| !tasks.join(thread.to_string()).exists()) {
+            None => Ok(threads),
+            Some(thread) if self.process.try_exit().is_none() => {
+                let cause = format!("{thread} is no thread of QEMU");
+                Err(PortError::new(ErrorKind::Protocol, "query-cpus-fast", "QEMU", cause))
+            }
+            Some(_) => Err(self.gone("query-cpus-fast", "QEMU").await),
+        }
     }
 
     /// Whether the vCPUs run.
@@ -194,5 +205,23 @@ impl Vm {
             },
         };
         (vm, peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stranger_s_thread_is_no_vcpu() {
+        let (vm, mut peer) = Vm::scripted().await;
+        let own = vm.process.identity().pid;
+        for (thread, wanted) in [(own, Ok(vec![own])), (1, Err(ErrorKind::Protocol))] {
+            let reply = json!({ "return": [{ "cpu-index": 0, "thread-id": thread }] });
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let (got, _) = tokio::join!(vm.vcpu_threads(deadline), peer.answer(reply));
+            assert_eq!(got.map_err(|error| error.kind), wanted);
+        }
+        vm.process.kill().await.unwrap();
     }
 }
