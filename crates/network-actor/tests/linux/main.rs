@@ -5,6 +5,8 @@
     reason = "a test ends where a helper meets what it did not expect"
 )]
 
+#[path = "../shared/ledger.rs"]
+mod ledger;
 mod pod;
 mod support;
 mod traffic;

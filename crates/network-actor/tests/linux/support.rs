@@ -1,8 +1,6 @@
 //! What the tests on the real kernel share: a ledger in memory, namespaces like a CNI plugin's, and
 //! `ip` and `tc` as second witnesses.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -12,76 +10,13 @@ use std::time::Duration;
 
 use actor_shell::{Address, Ask, CurrentCause, Identity, NoTrace};
 use network_actor::{LinuxNetworkHost, NetworkActor, NetworkIsUp, SetUpNetwork, UndoNetwork};
-use sandbox_model::ledger::{
-    Entry, EntryId, HostObject, Journal, Ledger, Record, Scope, Undo, UndoReport, VmFate,
-};
+use sandbox_model::ledger::{Entry, Journal, Ledger, Undo, UndoReport, VmFate};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::network::{InterworkingModel, NetworkRequest, NetworkSource};
-use sandbox_model::{Instant, PortError, SandboxId};
+use sandbox_model::{Instant, SandboxId};
 use serde_json::Value;
 
-/// A ledger that outlives its actors, as the file does.
-#[derive(Debug, Default)]
-pub(crate) struct MemoryLedger(RefCell<(u64, BTreeMap<EntryId, Entry>)>);
-
-impl Ledger for MemoryLedger {
-    fn intend(
-        &self,
-        actor: ActorName,
-        scope: Scope,
-        object: HostObject,
-    ) -> Result<EntryId, PortError> {
-        let mut state = self.0.borrow_mut();
-        state.0 += 1;
-        let id = EntryId(state.0);
-        state.1.insert(
-            id,
-            Entry {
-                id,
-                actor,
-                scope,
-                object,
-                identity: None,
-            },
-        );
-        Ok(id)
-    }
-
-    fn append(&self, record: Record) -> Result<(), PortError> {
-        let entries = &mut self.0.borrow_mut().1;
-        match record {
-            Record::Done { entry, identity } => {
-                if let Some(entry) = entries.get_mut(&entry) {
-                    entry.identity = Some(identity);
-                }
-            }
-            Record::Refused { entry } | Record::Undone { entry } => {
-                entries.remove(&entry);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn live(&self) -> Vec<Entry> {
-        self.0.borrow().1.values().cloned().collect()
-    }
-
-    fn entry(&self, id: EntryId) -> Option<Entry> {
-        self.0.borrow().1.get(&id).cloned()
-    }
-}
-
-impl MemoryLedger {
-    /// Forgets every outcome, as if the process had been killed before it could write one.
-    pub(crate) fn forget_outcomes(&self) {
-        self.0
-            .borrow_mut()
-            .1
-            .values_mut()
-            .for_each(|entry| entry.identity = None);
-    }
-}
+use crate::ledger::MemoryLedger;
 
 /// An actor with its ledger.
 pub(crate) struct Sandbox {
