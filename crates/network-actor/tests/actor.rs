@@ -1,4 +1,5 @@
 //! The network actor on a simulated kernel: ledger entries, failures at every call, deadlines.
+#![expect(clippy::unwrap_used, reason = "a test ends where a helper meets what it did not expect")]
 
 #[path = "shared/ledger.rs"]
 mod ledger;
