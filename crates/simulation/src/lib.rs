@@ -9,4 +9,8 @@ mod world;
 pub use device::SimulatedDeviceHost;
 pub use ledger::MemoryLedger;
 pub use vmm::{SimulatedVmm, SimulatedVmmFactory};
+mod network;
+mod world;
+
+pub use network::SimulatedNetwork;
 pub use world::World;
