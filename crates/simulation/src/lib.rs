@@ -13,4 +13,8 @@ mod network;
 mod world;
 
 pub use network::SimulatedNetwork;
+mod share;
+mod world;
+
+pub use share::{RealMountsSimulatedDaemon, SimulatedShareFs};
 pub use world::World;
