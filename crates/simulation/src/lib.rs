@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod fault;
 mod ledger;
 mod vmm;
 mod world;
 
 pub use device::SimulatedDeviceHost;
+pub use fault::{Fault, Faults};
 pub use ledger::MemoryLedger;
 pub use vmm::{SimulatedVmm, SimulatedVmmFactory};
 mod network;
