@@ -70,7 +70,8 @@ pub(crate) fn prepare(unpacked: &Path, vmlinux: &Path) -> Result<()> {
 pub(crate) fn modules(unpacked: &Path) -> Result<Vec<Module>> {
     let directory = only_entry(&unpacked.join("lib/modules"), "")?;
     let dependencies = fs::read_to_string(directory.join("modules.dep"))?;
-    let paths = in_order(&dependencies, &MODULES)?;
+    let builtin = fs::read_to_string(directory.join("modules.builtin"))?;
+    let paths = in_order(&dependencies, &builtin, &MODULES)?;
     paths
         .iter()
         .map(|path| stripped(&directory.join(path), unpacked))
@@ -87,12 +88,16 @@ fn current_package() -> Result<String> {
     found.with_context(|| format!("{META_PACKAGE} depends on no kernel; try `apt-get update`"))
 }
 
-/// The path of a module and of all it depends on, dependencies first.
-fn in_order(dependencies: &str, wanted: &[&str]) -> Result<Vec<String>> {
+/// The path of each module and of all it depends on, dependencies first. What is built into the
+/// kernel needs no loading.
+fn in_order(dependencies: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> {
     let mut order = Vec::new();
     let mut seen = HashSet::new();
     for name in wanted {
         let suffix = format!("/{name}.ko");
+        if builtin.lines().any(|path| path.ends_with(&suffix)) {
+            continue;
+        }
         let line = dependencies
             .lines()
             .filter_map(|line| line.split_once(':'))
@@ -190,8 +195,8 @@ mod tests {
     fn modules_come_after_what_they_need() {
         let list = "k/fs/ext4.ko: k/fs/jbd2.ko k/lib/crc16.ko\nk/lib/crc16.ko:\n\
                     k/fs/jbd2.ko: k/lib/crc16.ko\n";
-        let order = in_order(list, &["ext4", "jbd2"]).unwrap();
+        let order = in_order(list, "k/fs/fuse.ko\n", &["fuse", "ext4", "jbd2"]).unwrap();
         assert_eq!(order, ["k/lib/crc16.ko", "k/fs/jbd2.ko", "k/fs/ext4.ko"]);
-        assert!(in_order(list, &["xfs"]).is_err());
+        assert!(in_order(list, "", &["xfs"]).is_err());
     }
 }

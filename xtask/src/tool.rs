@@ -37,11 +37,11 @@ pub(crate) fn unpack_package(package: &str, into: &std::path::Path) -> Result<()
     let download = into.with_extension("download");
     let _ = std::fs::remove_dir_all(&download);
     std::fs::create_dir_all(&download)?;
-    // `apt-get download` writes to its working directory. Run by root it complains that it cannot
-    // give up its rights there, which is of no consequence.
+    // It writes to its working directory, where the user it would become has no business.
+    let own_rights = "APT::Sandbox::User=root";
     let fetch = output(
         Command::new("apt-get")
-            .args(["-q", "download", package])
+            .args(["-q", "-o", own_rights, "download", package])
             .current_dir(&download),
     );
     fetch.with_context(|| format!("fetch package {package}"))?;

@@ -39,7 +39,9 @@ pub(crate) fn run() -> Result<()> {
     fs::create_dir(Path::new(NEW_ROOT).join("dev"))?;
     move_mount("/dev", &format!("{NEW_ROOT}/dev"))?;
     // The initramfs stays in memory for ever; what it holds need not.
-    let _ = fs::remove_dir_all(MODULES);
+    for entry in fs::read_dir(MODULES).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
     let _ = fs::remove_file("/init");
     std::env::set_current_dir(NEW_ROOT)?;
     move_mount(".", "/")?;

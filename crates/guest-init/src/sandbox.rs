@@ -37,19 +37,14 @@ struct State {
     has_name_servers: bool,
     shares_pid_namespace: bool,
     containers: HashMap<String, Slot>,
-    storages: HashMap<String, Mounted>,
+    /// How many use the storage at a mount point.
+    storages: HashMap<String, usize>,
 }
 
 /// A container's id is taken from the moment its creation begins.
 enum Slot {
     InTheMaking,
     Made(Arc<Container>),
-}
-
-/// A storage at its mount point, and how many use it.
-struct Mounted {
-    driver: String,
-    users: usize,
 }
 
 impl Sandbox {
@@ -236,8 +231,8 @@ impl Sandbox {
     }
 
     async fn add_storage(&self, storage: &Storage) -> Result<()> {
-        if let Some(mounted) = self.state().storages.get_mut(&storage.mount_point) {
-            mounted.users += 1;
+        if let Some(users) = self.state().storages.get_mut(&storage.mount_point) {
+            *users += 1;
             return Ok(());
         }
         storage::add(storage, &self.hotplug).await?;
@@ -245,13 +240,7 @@ impl Sandbox {
             "storage {} at {}",
             storage.driver, storage.mount_point
         ));
-        let mounted = Mounted {
-            driver: storage.driver.clone(),
-            users: 1,
-        };
-        self.state()
-            .storages
-            .insert(storage.mount_point.clone(), mounted);
+        self.state().storages.insert(storage.mount_point.clone(), 1);
         Ok(())
     }
 
@@ -259,12 +248,12 @@ impl Sandbox {
         let mut state = self.state();
         // In reverse: a later one may be mounted inside an earlier one.
         for mount_point in mount_points.iter().rev() {
-            let Some(mounted) = state.storages.get_mut(mount_point) else {
+            let Some(users) = state.storages.get_mut(mount_point) else {
                 continue;
             };
-            mounted.users -= 1;
-            if mounted.users == 0 {
-                storage::remove(&mounted.driver, Path::new(mount_point));
+            *users -= 1;
+            if *users == 0 {
+                storage::remove(Path::new(mount_point));
                 state.storages.remove(mount_point);
             }
         }

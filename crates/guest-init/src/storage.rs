@@ -41,12 +41,8 @@ pub(crate) async fn add(storage: &Storage, hotplug: &Hotplug) -> Result<()> {
     .with_context(|| format!("storage {} at {}", storage.driver, storage.mount_point))
 }
 
-/// Takes one storage away again; what is not mounted is only a directory or a file.
-pub(crate) fn remove(driver: &str, target: &Path) {
-    if driver == "local" {
-        let _ = fs::remove_dir_all(target);
-        return;
-    }
+/// Takes one storage away again; what a `local` one holds is left to the guest's end.
+pub(crate) fn remove(target: &Path) {
     let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     // Only an empty directory goes: never what a mount would have hidden.
     let _ = fs::remove_dir(target);

@@ -117,16 +117,13 @@ fn mount_entry(root: &OwnedFd, entry: &Mount) -> Result<()> {
         )?;
     }
     // The descriptor still names what is below the mount: look it up again.
-    let mounted = proc_path(&look_up(
-        root,
-        Path::new(&entry.destination),
-        OFlag::empty(),
-    )?);
+    let mounted = look_up(root, Path::new(&entry.destination), OFlag::empty())?;
     if bind && !options.remount_flags().is_empty() {
-        remount(&mounted, options.remount_flags()).context("apply options")?;
+        remount(&proc_path(&mounted), options.remount_flags()).context("apply options")?;
     }
     if !options.propagation.is_empty() {
-        mount(NONE, &mounted, NONE, options.propagation, NONE).context("propagation")?;
+        mount(NONE, &proc_path(&mounted), NONE, options.propagation, NONE)
+            .context("propagation")?;
     }
     Ok(())
 }
