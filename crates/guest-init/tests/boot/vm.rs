@@ -27,17 +27,25 @@ const VIRTIOFSD: [&str; 3] = [
 ];
 
 /// A running guest.
-pub struct Vm {
+pub(crate) struct Vm {
     // Before the directory, so that nothing runs when that goes.
     processes: Vec<Running>,
     /// Holds sockets, logs and the shared directory.
     directory: TempDir,
     /// Time from the start of QEMU to the first answer of the agent.
-    pub boot: Duration,
+    pub(crate) boot: Duration,
     client: Client,
 }
 
 struct Running(Child);
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("console:\n{}", console(self.directory.path()));
+        }
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -49,7 +57,7 @@ impl Drop for Running {
 /// What a machine lacks for these tests, if anything.
 ///
 /// A developer's machine may lack it: the test is skipped, audibly. A CI machine may not.
-pub fn lacks_something() -> bool {
+pub(crate) fn lacks_something() -> bool {
     let missing = [
         (!nix::unistd::geteuid().is_root()).then_some("root"),
         find("qemu-system-x86_64")
@@ -78,7 +86,7 @@ pub fn lacks_something() -> bool {
 
 impl Vm {
     /// Boots a guest and waits until its agent answers.
-    pub async fn boot() -> Self {
+    pub(crate) async fn boot() -> Self {
         let directory = tempfile::Builder::new().prefix("guest-").tempdir().unwrap();
         std::fs::create_dir(directory.path().join("share")).unwrap();
         let mut processes = vec![
@@ -110,42 +118,40 @@ impl Vm {
     }
 
     /// A client of the agent.
-    pub fn agent(&self) -> AgentServiceClient {
+    pub(crate) fn agent(&self) -> AgentServiceClient {
         AgentServiceClient::new(self.client.clone())
     }
 
     /// A client of the agent's health service.
-    pub fn health(&self) -> HealthClient {
+    pub(crate) fn health(&self) -> HealthClient {
         HealthClient::new(self.client.clone())
     }
 
     /// The directory that the guest sees.
-    pub fn share(&self) -> PathBuf {
+    pub(crate) fn share(&self) -> PathBuf {
         self.directory.path().join("share")
     }
 
     /// Puts a root file system for a container into the shared directory.
-    pub fn add_rootfs(&self, container: &str) {
+    pub(crate) fn add_rootfs(&self, container: &str) {
         let target = self.share().join(container);
+        if target.join("bin").exists() {
+            return;
+        }
         let mut copy = Command::new("cp");
-        copy.arg("-a")
+        copy.arg("-aT")
             .arg(built("example/bundle/rootfs"))
             .arg(target);
         assert!(copy.status().unwrap().success());
     }
 
     /// A path for a file that the guest does not see.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What the guest has written to its console.
-    pub fn console(&self) -> String {
-        console(self.directory.path())
-    }
-
     /// Runs commands on QEMU's monitor; each must succeed.
-    pub async fn monitor(&self, commands: &[serde_json::Value]) {
+    pub(crate) async fn monitor(&self, commands: &[serde_json::Value]) {
         let stream = UnixStream::connect(self.file("qmp.sock")).await.unwrap();
         let mut stream = BufReader::new(stream);
         let hello = serde_json::json!({ "execute": "qmp_capabilities" });
@@ -170,14 +176,14 @@ impl Vm {
     }
 
     /// Waits for QEMU to end by itself.
-    pub async fn ended(mut self) {
+    pub(crate) async fn ended(&mut self) {
         let qemu = self.processes.last_mut().unwrap();
         until("the end of QEMU", || qemu.0.try_wait().unwrap().is_some()).await;
     }
 }
 
 /// A deadline for one call.
-pub fn context() -> Context {
+pub(crate) fn context() -> Context {
     with_duration(Duration::from_secs(60))
 }
 
