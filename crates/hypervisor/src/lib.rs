@@ -158,6 +158,10 @@ pub struct Capabilities {
     pub first_bridge_slot: u8,
 }
 
+mod qemu;
+
+pub use qemu::{Qemu, QemuFactory};
+
 port! {
     /// One VM.
     ///

@@ -1,0 +1,242 @@
+//! What stands behind a device in QEMU: block nodes, netdevs, chardevs, descriptors.
+//!
+//! QEMU is given descriptors that we opened, never a path: it can reach nothing else, and a disk's
+//! format is always said, never probed.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::libc;
+use sandbox_model::device::{
+    Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, ShareFsDevice, VfioDevice, VsockBackend, VsockDevice,
+};
+use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
+use serde_json::{Map, Value, json};
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout_at};
+
+use super::qmp::Command;
+use super::vm::Vm;
+
+/// How long the removal of all backends of a device may take.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+/// A backend is busy until the device that used it is freed, which QEMU does a little later.
+const RELEASE_RETRY: Duration = Duration::from_millis(5);
+
+/// Something that was made for a device and goes after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Backend {
+    /// A named descriptor that nothing has taken yet.
+    Fd(String),
+    /// A set of descriptors that files are opened from.
+    FdSet(i64),
+    /// A block node.
+    Node(String),
+    /// The host side of a NIC.
+    Netdev(String),
+    /// A connection to a daemon.
+    Chardev(String),
+}
+
+impl Backend {
+    fn removal(&self) -> Command {
+        match self {
+            Self::Fd(name) => Command::new("closefd", json!({ "fdname": name })),
+            Self::FdSet(id) => Command::new("remove-fd", json!({ "fdset-id": id })),
+            Self::Node(name) => Command::new("blockdev-del", json!({ "node-name": name })),
+            Self::Netdev(id) => Command::new("netdev_del", json!({ "id": id })),
+            Self::Chardev(id) => Command::new("chardev-remove", json!({ "id": id })),
+        }
+    }
+}
+
+/// Properties for `device_add`, `driver` among them.
+pub(super) type Properties = Map<String, Value>;
+
+/// Makes the backends of one device.
+#[derive(Debug)]
+pub(super) struct Maker<'a> {
+    pub(super) vm: &'a Vm,
+    /// The device, for errors.
+    pub(super) object: &'a str,
+    /// Makes QEMU's names: block nodes take 31 characters at most, fewer than a device's id has.
+    pub(super) number: u64,
+    pub(super) deadline: Instant,
+    /// What was made so far, also if an error follows.
+    pub(super) made: Vec<Backend>,
+}
+
+impl Maker<'_> {
+    /// Makes what `config` needs and returns the properties of its device.
+    pub(super) async fn make(&mut self, config: &DeviceConfig) -> PortResult<Properties> {
+        let properties = match config {
+            DeviceConfig::Block(block) => self.block(block).await?,
+            DeviceConfig::Network(network) => self.network(network).await?,
+            DeviceConfig::ShareFs(share) => self.share_fs(share).await?,
+            DeviceConfig::Vsock(vsock) => self.vsock(vsock).await?,
+            DeviceConfig::Vfio(VfioDevice { bdf, .. }) => json!({ "driver": "vfio-pci", "host": bdf }),
+        };
+        let Value::Object(properties) = properties else { unreachable!("json! of braces is an object") };
+        Ok(properties)
+    }
+
+    async fn execute(&self, command: Command) -> PortResult<Value> {
+        self.vm.execute_on(self.object, command, self.deadline).await
+    }
+
+    async fn block(&mut self, block: &BlockDevice) -> PortResult<Value> {
+        let read_only = block.access == Access::ReadOnly;
+        let (file, driver) = open_disk(block.clone()).await?;
+        let reply = self.execute(Command::new("add-fd", Value::Null).with_fd(file)).await?;
+        let set = reply["fdset-id"].as_i64().ok_or_else(|| {
+            PortError::new(ErrorKind::Protocol, "add-fd", self.object, "the reply names no fdset").doubtful()
+        })?;
+        self.made.push(Backend::FdSet(set));
+        let node = format!("drive-{}", self.number);
+        let format = match block.format {
+            DiskFormat::Raw => "raw",
+        };
+        let cache = json!({ "direct": block.direct, "no-flush": false });
+        let arguments = json!({
+            "driver": format, "node-name": node, "read-only": read_only, "cache": cache,
+            "file": {
+                "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": read_only, "cache": cache,
+            },
+        });
+        self.execute(Command::new("blockdev-add", arguments)).await?;
+        self.made.push(Backend::Node(node.clone()));
+        let mut properties = json!({ "driver": "virtio-blk-pci", "drive": node });
+        if let Some(serial) = &block.serial {
+            properties["serial"] = serial.as_str().into();
+        }
+        Ok(properties)
+    }
+
+    async fn network(&mut self, network: &NetworkDevice) -> PortResult<Value> {
+        if network.queues.is_empty() || network.queues.len() != usize::from(network.queue_pairs) {
+            let cause = format!("{} descriptors for {} queue pairs", network.queues.len(), network.queue_pairs);
+            return Err(PortError::new(ErrorKind::Invalid, "netdev_add", self.object, cause));
+        }
+        let before = self.made.len();
+        let mut names = Vec::new();
+        for (queue, fd) in network.queues.iter().enumerate() {
+            names.push(self.pass(&format!("tap{queue}"), fd.clone()).await?);
+        }
+        let netdev = format!("net-{}", self.number);
+        let mut arguments = json!({ "type": "tap", "id": netdev, "vhost": false });
+        arguments[if names.len() == 1 { "fd" } else { "fds" }] = names.join(":").into();
+        self.execute(Command::new("netdev_add", arguments)).await?;
+        // The netdev has taken them.
+        self.made.truncate(before);
+        self.made.push(Backend::Netdev(netdev.clone()));
+        let mut properties = json!({ "driver": "virtio-net-pci", "netdev": netdev, "mac": network.mac.to_string() });
+        if network.mtu > 0 {
+            properties["host_mtu"] = network.mtu.into();
+        }
+        if network.queue_pairs > 1 {
+            properties["mq"] = true.into();
+            // One for each queue, one for control, one for configuration.
+            properties["vectors"] = (2 * u32::from(network.queue_pairs) + 2).into();
+        }
+        Ok(properties)
+    }
+
+    async fn share_fs(&mut self, share: &ShareFsDevice) -> PortResult<Value> {
+        let chardev = self.connect(&share.socket).await?;
+        Ok(json!({
+            "driver": "vhost-user-fs-pci", "chardev": chardev, "tag": share.tag, "queue-size": share.queue_size,
+        }))
+    }
+
+    async fn vsock(&mut self, vsock: &VsockDevice) -> PortResult<Value> {
+        match &vsock.backend {
+            VsockBackend::VhostUser { socket, .. } => {
+                let chardev = self.connect(socket).await?;
+                Ok(json!({ "driver": "vhost-user-vsock-pci", "chardev": chardev }))
+            }
+            VsockBackend::Kernel => {
+                let path = "/dev/vhost-vsock";
+                let device = std::fs::OpenOptions::new().read(true).write(true).open(path);
+                let device = device.map_err(|error| PortError::os("open", path, error))?;
+                let before = self.made.len();
+                let name = self.pass("vhost", PassedFd::new(device.into())).await?;
+                // The device takes it, or QEMU closes it when that fails.
+                self.made.truncate(before);
+                Ok(json!({ "driver": "vhost-vsock-pci", "guest-cid": vsock.cid, "vhostfd": name }))
+            }
+        }
+    }
+
+    /// Connects to a vhost-user daemon; the chardev's name.
+    async fn connect(&mut self, socket: &Path) -> PortResult<String> {
+        let object = || format!("{} for {}", socket.display(), self.object);
+        let refused = |error: std::io::Error| PortError::os("connect", object(), error);
+        let connected = timeout_at(self.deadline, UnixStream::connect(socket)).await;
+        let connected =
+            connected.map_err(|_| PortError::timed_out("connect", object(), "the daemon does not accept"))?;
+        let stream = connected.and_then(UnixStream::into_std).map_err(refused)?;
+        stream.set_nonblocking(false).map_err(refused)?;
+        let before = self.made.len();
+        let name = self.pass("vhost-user", PassedFd::new(OwnedFd::from(stream))).await?;
+        let chardev = format!("char-{}", self.number);
+        let address = json!({ "type": "fd", "data": { "str": name } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+        self.execute(Command::new("chardev-add", json!({ "id": chardev, "backend": backend }))).await?;
+        // The chardev has taken it.
+        self.made.truncate(before);
+        self.made.push(Backend::Chardev(chardev.clone()));
+        Ok(chardev)
+    }
+
+    /// Gives QEMU a descriptor under a name.
+    async fn pass(&mut self, what: &str, fd: PassedFd) -> PortResult<String> {
+        if fd.get().is_none() {
+            return Err(PortError::new(ErrorKind::Invalid, "getfd", self.object, "no live descriptor"));
+        }
+        let name = format!("{what}-{}", self.number);
+        self.execute(Command::new("getfd", json!({ "fdname": name })).with_fd(fd)).await?;
+        self.made.push(Backend::Fd(name.clone()));
+        Ok(name)
+    }
+}
+
+/// Removes backends, the last made first. What cannot be removed is reported in the log: it holds a
+/// descriptor of QEMU's, and goes with it.
+pub(super) async fn release(vm: &Vm, object: &str, made: Vec<Backend>) {
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    for backend in made.iter().rev() {
+        while let Err(error) = vm.execute_on(object, backend.removal(), deadline).await {
+            let may_retry = matches!(error.kind, ErrorKind::Busy) && Instant::now() < deadline;
+            if !may_retry {
+                tracing::warn!(%error, ?backend, "a device's backend stays in QEMU");
+                break;
+            }
+            sleep(RELEASE_RETRY).await;
+        }
+    }
+}
+
+/// Opens a disk with the rights that the guest shall have, and names QEMU's driver for it.
+async fn open_disk(block: BlockDevice) -> PortResult<(PassedFd, &'static str)> {
+    let path = block.path.display().to_string();
+    let refused = |error: std::io::Error| PortError::os("open", path.clone(), error);
+    // O_NONBLOCK: what turns out to be a FIFO must not hold us.
+    let flags = libc::O_NONBLOCK | if block.direct { libc::O_DIRECT } else { 0 };
+    let opened = tokio::task::spawn_blocking(move || {
+        let write = block.access == Access::ReadWrite;
+        let file = std::fs::OpenOptions::new().read(true).write(write).custom_flags(flags).open(&block.path)?;
+        let kind = file.metadata()?.file_type();
+        Ok((file, kind))
+    });
+    let (file, kind) = opened.await.map_err(std::io::Error::other).and_then(|opened| opened).map_err(refused)?;
+    let driver = if kind.is_block_device() {
+        "host_device"
+    } else if kind.is_file() {
+        "file"
+    } else {
+        return Err(PortError::new(ErrorKind::Invalid, "open", path, "neither a block device nor a regular file"));
+    };
+    Ok((PassedFd::new(file.into()), driver))
+}

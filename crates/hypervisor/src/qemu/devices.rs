@@ -1,0 +1,120 @@
+//! Plugging and unplugging.
+
+use std::time::Duration;
+
+use sandbox_model::device::PlacedDevice;
+use sandbox_model::{ErrorKind, Instant, Outcome, PortError, PortResult};
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout_at;
+
+use super::backend::{Backend, Maker, release};
+use super::command_line::bridge_name;
+use super::qmp::{Command, Event};
+use super::vm::Vm;
+
+/// Slots of a bridge that devices may be plugged into (behaviour A8).
+const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
+/// How long the last look at what is true may take, once a deadline has passed.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// A device that could not be plugged, and what may still stand behind it.
+#[derive(Debug)]
+pub(super) struct NotPlugged {
+    pub(super) error: PortError,
+    pub(super) left: Vec<Backend>,
+}
+
+/// Whether the place can exist in a VM with so many bridges.
+///
+/// # Errors
+/// `Invalid`, with the place and the rule.
+pub(super) fn check_place(device: &PlacedDevice, bridges: u8) -> PortResult<()> {
+    let slot = device.slot;
+    let cause = if slot.bridge >= bridges {
+        format!("no bridge {} among {bridges}", slot.bridge)
+    } else if !SLOTS.contains(&slot.slot) {
+        format!("slot {} is not between {} and {}", slot.slot, SLOTS.start(), SLOTS.end())
+    } else {
+        return Ok(());
+    };
+    Err(PortError::new(ErrorKind::Invalid, "device_add", name(device), cause))
+}
+
+/// Plugs a device. On refusal its own halves are taken back.
+pub(super) async fn plug(
+    vm: &Vm,
+    device: &PlacedDevice,
+    number: u64,
+    deadline: Instant,
+) -> Result<Vec<Backend>, NotPlugged> {
+    let object = name(device);
+    let mut maker = Maker { vm, object: &object, number, deadline, made: Vec::new() };
+    match try_plug(&mut maker, device).await {
+        Ok(()) => Ok(maker.made),
+        Err(error) if error.outcome == Outcome::NotDone => {
+            let made = maker.made;
+            release(vm, &object, made).await;
+            Err(NotPlugged { error, left: Vec::new() })
+        }
+        // It may exist: its backends stay until it is known not to.
+        Err(error) => Err(NotPlugged { error, left: maker.made }),
+    }
+}
+
+async fn try_plug(maker: &mut Maker<'_>, device: &PlacedDevice) -> PortResult<()> {
+    check_place(device, maker.vm.spec.bridges)?;
+    let mut properties = maker.make(&device.config).await?;
+    properties.insert("id".into(), device.id.as_str().into());
+    properties.insert("bus".into(), bridge_name(device.slot.bridge).into());
+    // QEMU reads it as hexadecimal.
+    properties.insert("addr".into(), format!("{:x}", device.slot.slot).into());
+    let command = Command::new("device_add", properties.into());
+    maker.vm.execute_on(maker.object, command, maker.deadline).await.map(|_| ())
+}
+
+fn name(device: &PlacedDevice) -> String {
+    format!("{} {}", device.config.kind(), device.id)
+}
+
+/// Asks the guest to let `id` go and waits until QEMU has freed it.
+///
+/// # Errors
+/// `NotFound`; `TimedOut` and doubtful when the guest has not let it go: it still may.
+pub(super) async fn unplug(vm: &Vm, id: &str, deadline: Instant) -> PortResult<()> {
+    let Some(mut events) = vm.qmp.listen() else { return Err(vm.gone("device_del", id).await) };
+    let asked = vm.execute_on(id, Command::new("device_del", json!({ "id": id })), deadline).await;
+    match asked {
+        Ok(_) => {}
+        Err(error) if error.cause.contains("in the process of unplug") => {}
+        Err(error) => return Err(error),
+    }
+    loop {
+        match timeout_at(deadline, events.recv()).await {
+            Ok(Ok(event)) if is(&event, "DEVICE_UNPLUG_GUEST_ERROR", id) => {
+                return Err(PortError::new(ErrorKind::Refused, "device_del", id, "the guest refused"));
+            }
+            Ok(Ok(event)) if !is(&event, "DEVICE_DELETED", id) => {}
+            // An event may be early, and a flood of them may have hidden it: the VMM is asked.
+            Ok(Ok(_) | Err(RecvError::Lagged(_))) => {
+                if !vm.has_device(id, deadline).await? {
+                    return Ok(());
+                }
+            }
+            Ok(Err(RecvError::Closed)) => return Err(vm.gone("device_del", id).await),
+            Err(_) => return last_look(vm, id).await,
+        }
+    }
+}
+
+async fn last_look(vm: &Vm, id: &str) -> PortResult<()> {
+    match vm.has_device(id, Instant::now() + LAST_LOOK).await {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(PortError::timed_out("device_del", id, "the guest has not let it go")),
+        Err(error) => Err(PortError::timed_out("device_del", id, error.to_string())),
+    }
+}
+
+fn is(event: &Event, name: &str, device: &str) -> bool {
+    event.name == name && event.data["device"] == device
+}

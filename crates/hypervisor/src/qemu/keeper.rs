@@ -1,0 +1,201 @@
+//! The task that owns what changes: the devices waiting for the start, and what stands behind those
+//! that were plugged. It does one thing at a time, and goes on when its caller has left.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use sandbox_model::device::{PciPath, PlacedDevice};
+use sandbox_model::{DeviceId, ErrorKind, Instant, PortError, PortResult, SandboxId};
+use tokio::sync::{mpsc, watch};
+
+use super::accelerator::KvmProbe;
+use super::backend::{Backend, release};
+use super::command_line::FIRST_BRIDGE_SLOT;
+use super::devices::{check_place, plug, unplug};
+use super::ticket::{NoReply, ticket};
+use super::vm::Vm;
+use crate::{AddedDevice, StartVm, StartedVm};
+
+/// Calls that may wait for their turn.
+const QUEUE: usize = 64;
+
+/// What the task works on.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) name: SandboxId,
+    pub(super) kvm: KvmProbe,
+    /// The VM, once it has been started; also when it has ended since.
+    pub(super) vm: watch::Sender<Option<Arc<Vm>>>,
+    waiting: Vec<PlacedDevice>,
+    plugged: BTreeMap<DeviceId, Vec<Backend>>,
+    /// Devices plugged so far, which makes their backends' names.
+    count: u64,
+}
+
+type Job = Box<dyn for<'a> FnOnce(&'a mut Keeper) -> BoxFuture<'a, ()> + Send>;
+
+/// A hand on the task.
+#[derive(Debug, Clone)]
+pub(super) struct KeeperHandle(mpsc::Sender<Job>);
+
+impl KeeperHandle {
+    /// Does `work` when its turn comes. `work` keeps `deadline` itself.
+    ///
+    /// # Errors
+    /// Those of `work`; `TimedOut` if its turn has not come by `deadline`: nothing was done then.
+    pub(super) async fn run<R: Send + 'static>(
+        &self,
+        operation: &str,
+        object: &str,
+        deadline: Instant,
+        work: impl for<'a> FnOnce(&'a mut Keeper) -> BoxFuture<'a, PortResult<R>> + Send + 'static,
+    ) -> PortResult<R> {
+        let (mut ticket, mut claim) = ticket();
+        let job: Job = Box::new(move |keeper| {
+            Box::pin(async move {
+                if ticket.begin() {
+                    ticket.answer(work(keeper).await);
+                }
+            })
+        });
+        let answer = async {
+            // A full queue is a caller that does not wait for its answers.
+            self.0.try_send(job).map_err(|refused| NoReply::NotBegun {
+                gone: matches!(refused, mpsc::error::TrySendError::Closed(_)),
+            })?;
+            claim.begun(deadline).await?;
+            claim.reply().await
+        };
+        match answer.await {
+            Ok(answer) => answer,
+            Err(NoReply::NotBegun { gone: false } | NoReply::Overdue) => {
+                Err(PortError::new(ErrorKind::TimedOut, operation, object, "the VM was busy with an earlier call"))
+            }
+            Err(NoReply::NotBegun { gone: true }) => {
+                Err(PortError::new(ErrorKind::PeerGone, operation, object, "the VM's task is gone"))
+            }
+            Err(NoReply::Gone) => {
+                Err(PortError::new(ErrorKind::PeerGone, operation, object, "the VM's task is gone").doubtful())
+            }
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(name: SandboxId, kvm: KvmProbe, vm: watch::Sender<Option<Arc<Vm>>>) -> Self {
+        Self { name, kvm, vm, waiting: Vec::new(), plugged: BTreeMap::new(), count: 0 }
+    }
+
+    /// Puts it into a task of the current runtime, which ends with the last handle.
+    pub(super) fn spawn(mut self) -> KeeperHandle {
+        let (jobs, mut asked) = mpsc::channel::<Job>(QUEUE);
+        tokio::spawn(async move {
+            while let Some(job) = asked.recv().await {
+                job(&mut self).await;
+            }
+        });
+        KeeperHandle(jobs)
+    }
+
+    fn running(&self) -> Option<Arc<Vm>> {
+        self.vm.borrow().clone()
+    }
+
+    /// Plugs a device, or keeps it for the start.
+    pub(super) async fn add(&mut self, device: PlacedDevice, deadline: Instant) -> PortResult<AddedDevice> {
+        if self.plugged.contains_key(&device.id) || self.waiting.iter().any(|waiting| waiting.id == device.id) {
+            return Err(PortError::new(ErrorKind::Exists, "device_add", device.id.as_str(), "it was added before"));
+        }
+        let path = PciPath::behind_bridge(FIRST_BRIDGE_SLOT + device.slot.bridge, device.slot.slot);
+        match self.running() {
+            Some(vm) => self.plug(&vm, &device, deadline).await?,
+            None => {
+                check_place(&device, u8::MAX)?;
+                self.waiting.push(device);
+            }
+        }
+        Ok(AddedDevice { pci_path: Some(path) })
+    }
+
+    async fn plug(&mut self, vm: &Vm, device: &PlacedDevice, deadline: Instant) -> PortResult<()> {
+        self.count += 1;
+        match plug(vm, device, self.count, deadline).await {
+            Ok(backends) => {
+                self.plugged.insert(device.id.clone(), backends);
+                Ok(())
+            }
+            Err(failed) => {
+                if failed.error.outcome == sandbox_model::Outcome::Doubtful {
+                    self.plugged.insert(device.id.clone(), failed.left);
+                }
+                Err(failed.error)
+            }
+        }
+    }
+
+    /// Unplugs a device, and what stands behind it.
+    pub(super) async fn remove(&mut self, id: DeviceId, deadline: Instant) -> PortResult<()> {
+        let Some(vm) = self.running() else {
+            let before = self.waiting.len();
+            self.waiting.retain(|device| device.id != id);
+            return if self.waiting.len() < before { Ok(()) } else { Err(not_found(&id)) };
+        };
+        if !self.plugged.contains_key(&id) {
+            return Err(not_found(&id));
+        }
+        let unplugged = unplug(&vm, id.as_str(), deadline).await;
+        let is_gone = unplugged.as_ref().err().is_none_or(PortError::is_absent);
+        if is_gone && let Some(backends) = self.plugged.remove(&id) {
+            release(&vm, id.as_str(), backends).await;
+        }
+        unplugged
+    }
+
+    /// The devices that exist, of those that were added.
+    pub(super) async fn query(&mut self, deadline: Instant) -> PortResult<Vec<DeviceId>> {
+        let Some(vm) = self.running() else {
+            return Ok(self.waiting.iter().map(|device| device.id.clone()).collect());
+        };
+        if vm.process.try_exit().is_some() {
+            return Ok(Vec::new());
+        }
+        let names = vm.device_names(deadline).await?;
+        Ok(self.plugged.keys().filter(|id| names.iter().any(|name| name == id.as_str())).cloned().collect())
+    }
+
+    /// Starts QEMU and plugs the devices that wait. When this fails nothing runs.
+    pub(super) async fn start(&mut self, request: StartVm, deadline: Instant) -> PortResult<StartedVm> {
+        if self.running().is_some() {
+            return Err(PortError::new(ErrorKind::Exists, "start", self.name.as_str(), "it was started before"));
+        }
+        let spec = &request.spec;
+        let executor = self.kvm.decide(spec.accelerator, &spec.program, &spec.machine, &request.tag).await;
+        let vm = Arc::new(Vm::spawn(request, self.name.as_str(), executor).await?);
+        // From here on it can be stopped, and its end awaited.
+        self.vm.send_replace(Some(vm.clone()));
+        match self.set_up(&vm, deadline).await {
+            Ok(started) => Ok(started),
+            Err(error) => {
+                self.plugged.clear();
+                Err(vm.abandon(error).await)
+            }
+        }
+    }
+
+    async fn set_up(&mut self, vm: &Vm, deadline: Instant) -> PortResult<StartedVm> {
+        vm.greet(deadline).await?;
+        for device in std::mem::take(&mut self.waiting) {
+            self.plug(vm, &device, deadline).await?;
+        }
+        Ok(StartedVm {
+            process: Some(vm.process.identity()),
+            vcpu_threads: vm.vcpu_threads(deadline).await?,
+            accelerator: vm.executor.name().to_owned(),
+        })
+    }
+}
+
+fn not_found(id: &DeviceId) -> PortError {
+    PortError::new(ErrorKind::NotFound, "device_del", id.as_str(), "no such device was added")
+}

@@ -1,0 +1,172 @@
+//! QEMU behind the [`Hypervisor`] port.
+//!
+//! * [`command_line`]: what QEMU is started with, as a pure function.
+//! * [`accelerator`]: whether KVM works here, found out by trying.
+//! * [`vm`]: the running process with its control channel ([`qmp`]) and console.
+//! * [`keeper`]: the task that owns what changes, serving one device call at a time ([`ticket`]).
+//! * [`devices`], [`backend`]: plugging and unplugging; [`resize`]: vCPUs and memory.
+//!
+//! Stopping, waiting and last words go past the keeper, so that they answer while an unplug waits
+//! for its guest.
+//!
+//! Its host objects: the QEMU process, which carries the tag, and nothing else: no file, no socket
+//! with a name.
+
+mod accelerator;
+mod backend;
+mod command_line;
+mod devices;
+mod keeper;
+mod qmp;
+mod resize;
+mod ticket;
+mod vm;
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use helper_process::end_process;
+use sandbox_model::config::SandboxConfig;
+use sandbox_model::device::PlacedDevice;
+use sandbox_model::{DeviceId, ErrorKind, Instant, PortError, PortResult, SandboxId};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::timeout_at;
+
+use self::accelerator::KvmProbe;
+use self::command_line::FIRST_BRIDGE_SLOT;
+use self::keeper::{Keeper, KeeperHandle};
+use self::qmp::Command;
+use self::vm::Vm;
+use crate::{
+    AddedDevice, Capabilities, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus, ResizedMemory,
+    ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
+};
+
+/// Makes VMs of QEMU. Clones share what was found out about KVM.
+#[derive(Debug, Clone, Default)]
+pub struct QemuFactory {
+    kvm: KvmProbe,
+}
+
+impl VmmFactory for QemuFactory {
+    fn create(&self, sandbox: &SandboxId, _dir: &Path, config: &SandboxConfig) -> PortResult<Arc<dyn Hypervisor>> {
+        let program = &config.hypervisor.path;
+        // A bare name is sought in PATH, when it is started.
+        if program.components().count() > 1
+            && let Err(error) = std::fs::metadata(program)
+        {
+            return Err(PortError::os("find", program.display().to_string(), error));
+        }
+        Ok(Arc::new(Qemu::new(sandbox.clone(), self.kvm.clone())))
+    }
+
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+}
+
+/// One VM of QEMU.
+#[derive(Debug)]
+pub struct Qemu {
+    name: SandboxId,
+    kvm: KvmProbe,
+    /// Starts with the first call, on the runtime of its caller.
+    keeper: OnceLock<KeeperHandle>,
+    vm: watch::Sender<Option<Arc<Vm>>>,
+}
+
+impl Qemu {
+    fn new(name: SandboxId, kvm: KvmProbe) -> Self {
+        Self { name, kvm, keeper: OnceLock::new(), vm: watch::Sender::new(None) }
+    }
+
+    fn keeper(&self) -> &KeeperHandle {
+        self.keeper.get_or_init(|| Keeper::new(self.name.clone(), self.kvm.clone(), self.vm.clone()).spawn())
+    }
+
+    fn vm(&self, operation: &str) -> PortResult<Arc<Vm>> {
+        let vm = self.vm.borrow().clone();
+        vm.ok_or_else(|| PortError::new(ErrorKind::NotFound, operation, self.name.as_str(), "the VM was not started"))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    async fn capabilities(&self, (): (), _: Instant) -> PortResult<Capabilities> {
+        Ok(Capabilities {
+            name: "qemu".into(),
+            block_hotplug: true,
+            network_hotplug: true,
+            share_fs: true,
+            vcpu_hotplug: true,
+            memory_hotplug: true,
+            first_bridge_slot: FIRST_BRIDGE_SLOT,
+        })
+    }
+
+    async fn add_device(&self, device: PlacedDevice, deadline: Instant) -> PortResult<AddedDevice> {
+        let id = device.id.clone();
+        self.keeper()
+            .run("device_add", id.as_str(), deadline, move |keeper| Box::pin(keeper.add(device, deadline)))
+            .await
+    }
+
+    async fn remove_device(&self, RemoveDevice { id }: RemoveDevice, deadline: Instant) -> PortResult<()> {
+        let wanted = id.clone();
+        self.keeper()
+            .run("device_del", id.as_str(), deadline, move |keeper| Box::pin(keeper.remove(wanted, deadline)))
+            .await
+    }
+
+    async fn query_devices(&self, (): (), deadline: Instant) -> PortResult<Vec<DeviceId>> {
+        self.keeper()
+            .run("qom-list", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.query(deadline)))
+            .await
+    }
+
+    async fn start_vm(&self, request: StartVm, deadline: Instant) -> PortResult<StartedVm> {
+        self.keeper()
+            .run("start", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.start(request, deadline)))
+            .await
+    }
+
+    async fn resume_vm(&self, (): (), deadline: Instant) -> PortResult<()> {
+        let command = Command::new("cont", Value::Null);
+        self.vm("cont")?.execute(command, deadline).await.map(|_| ())
+    }
+
+    async fn stop_vm(&self, request: StopVm, deadline: Instant) -> PortResult<VmExit> {
+        self.vm("stop")?.stop(Duration::from_millis(request.term_ms), deadline).await
+    }
+
+    async fn wait_exit(&self, (): (), deadline: Instant) -> PortResult<VmExit> {
+        let mut started = self.vm.subscribe();
+        let end = async {
+            let vm = started.wait_for(Option::is_some).await.ok()?.clone()?;
+            Some(vm.ended().await)
+        };
+        match timeout_at(deadline, end).await {
+            Ok(Some(exit)) => Ok(exit),
+            _ => Err(PortError::timed_out("wait for the end of", self.name.as_str(), "it has not ended")),
+        }
+    }
+
+    async fn kill_vm(&self, request: KillVm, deadline: Instant) -> PortResult<()> {
+        end_process(request.process, &request.tag, Duration::from_millis(request.term_ms), deadline).await
+    }
+
+    async fn resize_vcpus(&self, request: ResizeVcpus, deadline: Instant) -> PortResult<ResizedVcpus> {
+        resize::vcpus(&*self.vm("resize vCPUs")?, &request, deadline).await
+    }
+
+    async fn resize_memory(&self, request: ResizeMemory, deadline: Instant) -> PortResult<ResizedMemory> {
+        resize::memory(&*self.vm("resize memory")?, &request, deadline).await
+    }
+
+    async fn last_words(&self, (): (), _: Instant) -> PortResult<String> {
+        Ok(self.vm.borrow().as_ref().map(|vm| vm.last_words()).unwrap_or_default())
+    }
+}
