@@ -170,9 +170,16 @@ mod tests {
 
     #[test]
     fn paths_become_the_guests() {
-        let (spec, _) = amended(json!({"mounts": [{"destination": "/data", "type": "bind", "source": "/host"}]}), &RuntimeConfig::default(), &[]);
+        let (spec, _) = amended(
+            json!({"mounts": [{"destination": "/data", "type": "bind", "source": "/host"}]}),
+            &RuntimeConfig::default(),
+            &[],
+        );
         assert_eq!(spec["root"], json!({"path": "/run/g/rootfs", "readonly": true}));
-        assert_eq!(spec["mounts"], json!([{"destination": "/data", "type": "bind", "source": "/run/g/data", "options": ["ro"]}]));
+        assert_eq!(
+            spec["mounts"],
+            json!([{"destination": "/data", "type": "bind", "source": "/run/g/data", "options": ["ro"]}])
+        );
     }
 
     #[test]

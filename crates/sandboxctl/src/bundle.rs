@@ -51,7 +51,9 @@ impl Bundle {
     fn check(dir: PathBuf, mut spec: Spec) -> Result<Self, Wrong> {
         check_version(spec.version())?;
         let rootfs = check_root(&dir, &spec)?;
-        check_process(spec.process().as_ref().ok_or_else(|| wrong("process", "is missing, so there is nothing to run"))?)?;
+        check_process(
+            spec.process().as_ref().ok_or_else(|| wrong("process", "is missing, so there is nothing to run"))?,
+        )?;
         check_linux(&spec)?;
         for (key, value) in spec.annotations().iter().flatten() {
             if key.is_empty() || key.contains('\0') || value.contains('\0') {
@@ -179,7 +181,8 @@ fn resolve_mounts(dir: &Path, spec: &mut Spec) -> Result<(), Wrong> {
             return Err(wrong(format!("{field}.destination"), format!("{shown:?} is no absolute path without \"..\"")));
         }
         let options = mount.options().as_deref().unwrap_or_default();
-        let is_bind = mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind");
+        let is_bind = mount.typ().as_deref() == Some("bind")
+            || options.iter().any(|option| option == "bind" || option == "rbind");
         if !is_bind {
             continue;
         }

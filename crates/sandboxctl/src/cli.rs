@@ -69,7 +69,7 @@ pub(crate) enum Command {
     },
     /// Explain an error code, or a command
     Help {
-        /// An error code as E0301, or a command
+        /// An error code as E0202, or a command
         topic: Option<String>,
     },
 }

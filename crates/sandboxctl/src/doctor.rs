@@ -50,7 +50,12 @@ impl Report {
             root(),
             kvm(),
             program("qemu", &vm.path, State::Missing, "install QEMU, or set hypervisor.path"),
-            program("virtiofsd", &vm.virtio_fs_daemon, State::Missing, "install virtiofsd, or set hypervisor.virtio_fs_daemon"),
+            program(
+                "virtiofsd",
+                &vm.virtio_fs_daemon,
+                State::Missing,
+                "install virtiofsd, or set hypervisor.virtio_fs_daemon",
+            ),
             vhost_vsock(),
             vsock_daemon(&vm.vsock_daemon),
             file("guest kernel", Some(&vm.kernel), "hypervisor.kernel"),
@@ -110,7 +115,8 @@ mod kvm_ioctl {
 
 fn kvm() -> Check {
     let fix = "enable virtualisation (firmware, or nested in the hypervisor), modprobe kvm_intel or kvm_amd, and let the user open /dev/kvm";
-    let stands_in = |found: String| lacks("kvm", State::Optional, format!("{found}: TCG stands in, many times slower"), fix);
+    let stands_in =
+        |found: String| lacks("kvm", State::Optional, format!("{found}: TCG stands in, many times slower"), fix);
     let kvm = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(kvm) => kvm,
         Err(error) => return stands_in(format!("/dev/kvm: {error}")),
@@ -147,7 +153,12 @@ fn vhost_vsock() -> Check {
 /// Needed only where the kernel's vsock is not there.
 fn vsock_daemon(path: &Path) -> Check {
     let state = if Path::new("/dev/vhost-vsock").exists() { State::Optional } else { State::Missing };
-    program("vsock daemon", path, state, "cargo install vhost-device-vsock, or set hypervisor.vsock_daemon, or modprobe vhost_vsock")
+    program(
+        "vsock daemon",
+        path,
+        state,
+        "cargo install vhost-device-vsock, or set hypervisor.vsock_daemon, or modprobe vhost_vsock",
+    )
 }
 
 fn file(name: &'static str, path: Option<&Path>, key: &str) -> Check {
@@ -176,17 +187,34 @@ fn cgroups() -> Check {
         (None, None) => ("v1", root.join("cpuset"), v1_controllers(root)),
     };
     if controllers.is_empty() {
-        return lacks("cgroups", State::Missing, format!("{mode}: no controllers at {}", root.display()), "mount -t cgroup2 none /sys/fs/cgroup");
+        return lacks(
+            "cgroups",
+            State::Missing,
+            format!("{mode}: no controllers at {}", root.display()),
+            "mount -t cgroup2 none /sys/fs/cgroup",
+        );
     }
-    let lacking: Vec<&str> =
-        ["cpuset", "cpu", "memory"].into_iter().filter(|name| !controllers.split(' ').any(|have| have == *name)).collect();
+    let lacking: Vec<&str> = ["cpuset", "cpu", "memory"]
+        .into_iter()
+        .filter(|name| !controllers.split(' ').any(|have| have == *name))
+        .collect();
     if !lacking.is_empty() {
         let found = format!("{mode}: {controllers}; no {}: such limits are not enforced", lacking.join(", "));
-        return lacks("cgroups", State::Optional, found, "enable the controllers in cgroup.subtree_control, or on the kernel's command line");
+        return lacks(
+            "cgroups",
+            State::Optional,
+            found,
+            "enable the controllers in cgroup.subtree_control, or on the kernel's command line",
+        );
     }
     if !writable(&dir) {
         let found = format!("{mode}: {} is not writable: limits are not enforced", dir.display());
-        return lacks("cgroups", State::Optional, found, "run as root, or have a subtree delegated (systemd: Delegate=yes)");
+        return lacks(
+            "cgroups",
+            State::Optional,
+            found,
+            "run as root, or have a subtree delegated (systemd: Delegate=yes)",
+        );
     }
     ok("cgroups", format!("{mode}: {controllers}"))
 }
@@ -201,7 +229,11 @@ fn user_namespaces() -> Check {
     let blocked = [
         ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
         ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
     ];
     for (file, value, fix) in blocked {
         if read(file).as_deref() == Some(value) {
@@ -210,7 +242,9 @@ fn user_namespaces() -> Check {
     }
     match read("/proc/sys/user/max_user_namespaces") {
         Some(max) => ok("user namespaces", format!("at most {max}")),
-        None => lacks("user namespaces", State::Optional, "the kernel has none", "a kernel with CONFIG_USER_NS, or root"),
+        None => {
+            lacks("user namespaces", State::Optional, "the kernel has none", "a kernel with CONFIG_USER_NS, or root")
+        }
     }
 }
 

@@ -71,7 +71,11 @@ impl Facts {
         }
         if !vm.kernel.is_file() {
             let unset = vm.kernel.as_os_str().is_empty();
-            vm_lacks.push(if unset { "no guest kernel configured".to_owned() } else { format!("no kernel at {}", vm.kernel.display()) });
+            vm_lacks.push(if unset {
+                "no guest kernel configured".to_owned()
+            } else {
+                format!("no kernel at {}", vm.kernel.display())
+            });
         }
         match vm.initrd.as_ref().or(vm.image.as_ref()) {
             None => vm_lacks.push("no guest image configured".to_owned()),
@@ -109,7 +113,8 @@ pub(crate) fn choose(vmm: Option<VmmMode>, host: Option<HostMode>, facts: &Facts
 
 /// Finds a program as `execvp` would.
 pub(crate) fn find_program(program: &Path) -> Option<PathBuf> {
-    let is_executable = |path: &PathBuf| path.is_file() && nix::unistd::access(path.as_path(), nix::unistd::AccessFlags::X_OK).is_ok();
+    let is_executable =
+        |path: &PathBuf| path.is_file() && nix::unistd::access(path.as_path(), nix::unistd::AccessFlags::X_OK).is_ok();
     if program.as_os_str().as_encoded_bytes().contains(&b'/') {
         return Some(program.to_owned()).filter(is_executable);
     }
@@ -141,7 +146,11 @@ mod tests {
         for (is_root, lacks, vmm, host, chosen, whose, said) in cases {
             let vm_lacks = if lacks { vec!["no QEMU".to_owned()] } else { Vec::new() };
             let (mode, note) = choose(vmm, host, &Facts { is_root, vm_lacks });
-            assert_eq!((mode.vmm, mode.host, note.is_some()), (chosen, whose, said), "{is_root} {lacks} {vmm:?} {host:?}");
+            assert_eq!(
+                (mode.vmm, mode.host, note.is_some()),
+                (chosen, whose, said),
+                "{is_root} {lacks} {vmm:?} {host:?}"
+            );
         }
     }
 

@@ -45,7 +45,12 @@ fn cover(state_dir: &Path) -> Result<(), Failure> {
         Path::new("/run")
     } else {
         let why = format!("{} does not exist, and making it would leave it behind", state_dir.display());
-        return Err(Failure::early(Code::PRIVATE, "cannot hide the state directory", why, "mkdir it first, or leave out --state-dir"));
+        return Err(Failure::early(
+            Code::PRIVATE,
+            "cannot hide the state directory",
+            why,
+            "mkdir it first, or leave out --state-dir",
+        ));
     };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some("mode=0700"))
@@ -59,5 +64,10 @@ fn write(path: &str, text: &str) -> Result<(), Failure> {
 
 fn failed(operation: &str, cause: impl std::fmt::Display) -> Failure {
     let what = "cannot enter throw-away namespaces";
-    Failure::early(Code::PRIVATE, what, format!("{operation}: {cause}"), "sandboxctl help E0302, or run as root with --host real")
+    Failure::early(
+        Code::PRIVATE,
+        what,
+        format!("{operation}: {cause}"),
+        "sandboxctl help E0402, or run as root with --host real",
+    )
 }

@@ -106,7 +106,12 @@ fn file_layer(file: &Path) -> Result<Layer, Failure> {
 
 fn unreadable(file: &Path, error: io::Error) -> Failure {
     let why = format!("read {}: {error}", file.display());
-    Failure::early(Code::CONFIG, "cannot read the configuration", why, "--config FILE, or unset SANDBOXCTL_CONFIG and KATA_CONF_FILE")
+    Failure::early(
+        Code::CONFIG,
+        "cannot read the configuration",
+        why,
+        "--config FILE, or unset SANDBOXCTL_CONFIG and KATA_CONF_FILE",
+    )
 }
 
 /// The guest that this project builds, if it is there: a first run needs no configuration.

@@ -20,7 +20,7 @@ Try:
   sandboxctl run BUNDLE      run a bundle; without root or QEMU in throw-away namespaces, simulated
 
 Then:   sandboxctl list | inspect ID | cleanup ID | config show | trace replay FILE
-Help:   sandboxctl --help, sandboxctl help E0301 explains an error
+Help:   sandboxctl --help, sandboxctl help E0202 explains an error
 Docs:   README.md and ARCHITECTURE.md of the project
 ",
         env!("CARGO_PKG_VERSION")

@@ -33,7 +33,9 @@ pub(crate) fn dispatch() -> ExitCode {
         Command::Doctor(flags) => finish(doctor::doctor(&cli.global, flags.json), flags.json),
         Command::Config(command) => finish(config::config(&cli.global, &command), false),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "sandboxctl", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sandboxctl", &mut script);
+            data(&String::from_utf8_lossy(&script));
             ExitCode::SUCCESS
         }
         Command::Help { topic } => help::help(topic.as_deref()),

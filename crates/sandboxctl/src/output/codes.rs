@@ -22,45 +22,73 @@ macro_rules! codes {
 }
 
 codes! {
-    CONFIG "E0101" "the configuration was refused"
+    INVALID_ID "E0101" "the text is no id"
+        "An id is 1 to 63 of A-Z a-z 0-9 . _ - , starts with a letter or digit and contains no \"..\".";
+    EXISTS "E0102" "a sandbox of that id exists"
+        "Another process runs it, or a crash has left something of it. `sandboxctl cleanup ID` undoes what\n\
+         a crash has left.";
+    UNKNOWN "E0103" "there is no such sandbox"
+        "No directory of that name is below the state directory. `sandboxctl list` lists those that are;\n\
+         --state-dir or SANDBOXCTL_STATE_DIR says where to look. Private sandboxes are visible to\n\
+         nobody but the process that runs them.";
+    WRONG_STATE "E0104" "the request does not fit the sandbox's state"
+        "Each request fits some states of the sandbox's life, which the message names.";
+    REFUSED "E0105" "the sandbox did not come to the request"
+        "Its mailbox was full, the deadline passed before its turn, or it has ended.";
+    STORE "E0106" "the state directory cannot be used"
+        "A sandbox's directory or ledger cannot be made, read or written. The message names the file. Is\n\
+         the directory writable, and on a file system with room?";
+    DEVICE "E0201" "a device could not be set up" "The message names the device and what the VMM said.";
+    NETWORK "E0202" "the network could not be set up"
+        "The message names the interface or namespace, and what the kernel said.";
+    SHARE "E0203" "the shared directory could not be set up"
+        "A mount, a volume or virtiofsd failed. The message names the path, and what the kernel or the\n\
+         daemon said.";
+    CGROUP "E0204" "a cgroup could not be set up" "The message names the cgroup and what the kernel said.";
+    CPU "E0205" "vCPUs or memory could not be set up"
+        "The limits of the containers need more than the configuration allows, or the VMM refused.";
+    PORT "E0206" "the VMM, the agent or the host failed"
+        "The message names the operation and the object, and carries the last words of the other side.";
+    ACTOR "E0207" "an actor did not serve" "It has died, which is a defect: please report the message.";
+    INVALID "E0208" "the request is wrong" "The message names the value, and what would be right.";
+    VM_GONE "E0209" "the VM ended while a step ran"
+        "The message carries how it ended and its last words. Out of memory on the host, or a kernel that\n\
+         the VMM cannot start, are common.";
+    DEADLINE "E0210" "a step took too long"
+        "The message says for what it waited and what the last sign of life was. The deadlines are keys of\n\
+         [runtime.deadlines]; emulation (TCG) may need larger ones.";
+    STEP_INTERRUPTED "E0211" "a step was interrupted" "Somebody asked to stop while it ran; it has been undone.";
+    CONFIG "E0301" "the configuration was refused"
         "A file, variable or flag sets a key to something that it does not accept, or is no TOML.\n\
          The message names the key, what was written, what is accepted, and the fix.\n\
          `sandboxctl config check FILE` checks a file; `sandboxctl config explain KEY` explains a key.";
-    BUNDLE_READ "E0201" "the bundle cannot be read"
+    BUNDLE_READ "E0311" "the bundle cannot be read"
         "A bundle is a directory with config.json and, usually, a directory rootfs.\n\
          The file is missing, not readable, too large, or is no JSON of the OCI runtime specification.";
-    BUNDLE_SPEC "E0202" "the bundle breaks the OCI runtime specification"
+    BUNDLE_SPEC "E0312" "the bundle breaks the OCI runtime specification"
         "config.json can be read, but what it says cannot be run. The message names the field.\n\
          The specification: https://github.com/opencontainers/runtime-spec/blob/main/config.md";
-    ANNOTATION "E0203" "an annotation of the bundle was refused"
+    ANNOTATION "E0313" "an annotation of the bundle was refused"
         "Annotations below io.katacontainers.config. change the sandbox's configuration. Each must be\n\
          supported and listed by its exact last part in enable_annotations of [hypervisor.qemu].\n\
          Annotations that name a file or program of the host are never honoured.";
-    HOST "E0301" "this host cannot do it"
+    HOST "E0401" "this host cannot do it"
         "Something that the sandbox needs is not there: a program, a device, a right, a guest image.\n\
          `sandboxctl doctor` lists what is there, what is missing, and how to fix it.";
-    PRIVATE "E0302" "throw-away namespaces are not available"
+    PRIVATE "E0402" "throw-away namespaces are not available"
         "With --host private everything happens in a user, mount and network namespace that vanish\n\
          with the process. The kernel or a policy of this host forbids them to this user.\n\
          Commonly: sysctl user.max_user_namespaces is 0, kernel.unprivileged_userns_clone is 0, or\n\
          kernel.apparmor_restrict_unprivileged_userns is 1. Root does not need them.";
-    STEP "E0401" "a step of the sandbox failed"
-        "The message names the step, the actor, the operation and the object, and what the kernel, the\n\
-         VMM or the guest said. What the sandbox had made before has been undone, unless the third\n\
-         line says otherwise. `run --trace FILE` records everything for a closer look.";
-    TIMEOUT "E0402" "the time limit has passed"
+    TIMEOUT "E0501" "the time limit has passed"
         "`run --timeout` has ended the container. Its sandbox has been cleaned up. The exit code is 124.";
-    INTERRUPTED "E0403" "interrupted"
+    INTERRUPTED "E0502" "interrupted"
         "A signal (Ctrl-C) has ended the run, and its sandbox has been cleaned up. The exit code is 128\n\
          plus the signal's number: 130 for Ctrl-C. A second signal shortens the clean-up.";
-    REMAINS "E0404" "something remains on the host"
+    REMAINS "E0503" "something remains on the host"
         "Not everything that the sandbox had made could be undone. The message names what is left and\n\
          why. `sandboxctl cleanup ID` tries again; it undoes only what the sandbox's ledger proves to\n\
          be its own.";
-    NO_SANDBOX "E0501" "there is no such sandbox"
-        "No directory of that name is below the state directory. `sandboxctl list` lists those that are;\n\
-         --state-dir or SANDBOXCTL_STATE_DIR says where to look. Private sandboxes are visible to\n\
-         nobody but the process that runs them.";
     TRACE_READ "E0601" "the trace cannot be read"
         "A trace is what `run --trace FILE` wrote: JSON lines, the header first.";
     DIVERGED "E0602" "the replay diverged"

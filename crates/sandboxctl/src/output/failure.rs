@@ -68,7 +68,12 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// A failure before anything was made.
-    pub(crate) fn early(code: Code, what: impl Into<String>, why: impl fmt::Display, advice: impl Into<String>) -> Self {
+    pub(crate) fn early(
+        code: Code,
+        what: impl Into<String>,
+        why: impl fmt::Display,
+        advice: impl Into<String>,
+    ) -> Self {
         let exit = match code {
             Code::HOST | Code::PRIVATE => Exit::HostCannot,
             _ => Exit::Failed,
