@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actor_shell::{Address, Arbiters, Ask, CurrentCause, Domain, Identity, NoTrace, StartError, spawn};
-use cgroup_actor::{CgroupActor, CgroupHost, CgroupHostProxy};
+use cgroup_actor::CgroupActor;
+use cgroup_actor::host::{CgroupHost, CgroupHostProxy};
 use device_actor::DeviceActor;
 use device_actor::host::{DeviceHost, DeviceHostProxy};
 use guest_agent::{AgentFactory, GuestAgent, GuestAgentProxy};

@@ -16,6 +16,7 @@ use std::time::Duration;
 use helper_process::is_alive;
 use sandbox_model::ErrorKind;
 use sandbox_model::device::Access::{self, ReadOnly, ReadWrite};
+use sandbox_model::ledger::Ledger;
 use sandbox_model::ledger::{EntryId, HostObject, Identity, ProcessIdentity};
 use sandbox_model::request::SandboxBindMount;
 use sharefs_actor::{LinuxShareFsHost, ShareFsError, VerifyShare};

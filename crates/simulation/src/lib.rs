@@ -4,19 +4,15 @@
 mod device;
 mod fault;
 mod ledger;
+mod network;
+mod share;
 mod vmm;
 mod world;
 
 pub use device::SimulatedDeviceHost;
 pub use fault::{Fault, Faults};
 pub use ledger::MemoryLedger;
-pub use vmm::{SimulatedVmm, SimulatedVmmFactory};
-mod network;
-mod world;
-
 pub use network::SimulatedNetwork;
-mod share;
-mod world;
-
 pub use share::{RealMountsSimulatedDaemon, SimulatedShareFs};
+pub use vmm::{SimulatedVmm, SimulatedVmmFactory};
 pub use world::World;
