@@ -33,16 +33,11 @@ pub(crate) fn build() -> Result<()> {
 }
 
 fn make_rootfs(rootfs: &Path) -> Result<()> {
-    for directory in [
-        "bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var",
-    ] {
+    for directory in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
         fs::create_dir_all(rootfs.join(directory))?;
     }
     fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    fs::write(
-        rootfs.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
-    )?;
+    fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
     fs::write(rootfs.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
     fs::write(rootfs.join("etc/hosts"), "127.0.0.1 localhost\n")?;
     // A mount point for the sandbox's name servers.
@@ -63,14 +58,7 @@ fn make_rootfs(rootfs: &Path) -> Result<()> {
 }
 
 fn config() -> serde_json::Value {
-    let capabilities = json!([
-        "CAP_CHOWN",
-        "CAP_DAC_OVERRIDE",
-        "CAP_FOWNER",
-        "CAP_KILL",
-        "CAP_SETGID",
-        "CAP_SETUID"
-    ]);
+    let capabilities = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]);
     json!({
         "ociVersion": "1.0.2",
         "process": {

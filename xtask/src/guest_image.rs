@@ -58,10 +58,7 @@ fn pack(init: &[u8], modules: &[kernel::Module], output: fs::File) -> Result<()>
     for module in modules {
         archive.file(&format!("modules/{}", module.name), 0o644, &module.data)?;
     }
-    let list: String = modules
-        .iter()
-        .map(|module| format!("{}\n", module.name))
-        .collect();
+    let list: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
     archive.file("modules/list", 0o644, list.as_bytes())?;
     archive.file("init", 0o755, init)?;
     archive.finish()?;
@@ -75,15 +72,7 @@ fn compile_init() -> Result<PathBuf> {
     let built = built.unwrap_or_else(|| tool::workspace().join("target"));
     tool::output(
         Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "guest-init",
-                "--target",
-                TARGET,
-            ])
+            .args(["build", "--quiet", "--release", "--package", "guest-init", "--target", TARGET])
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .current_dir(tool::workspace()),
     )?;

@@ -24,11 +24,7 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("`{program}` is not installed or cannot be run"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        output.status
-    );
+    ensure!(output.status.success(), "{command:?} failed: {}", output.status);
     Ok(output.stdout)
 }
 
@@ -39,11 +35,8 @@ pub(crate) fn unpack_package(package: &str, into: &std::path::Path) -> Result<()
     std::fs::create_dir_all(&download)?;
     // It writes to its working directory, where the user it would become has no business.
     let own_rights = "APT::Sandbox::User=root";
-    let fetch = output(
-        Command::new("apt-get")
-            .args(["-q", "-o", own_rights, "download", package])
-            .current_dir(&download),
-    );
+    let fetch =
+        output(Command::new("apt-get").args(["-q", "-o", own_rights, "download", package]).current_dir(&download));
     fetch.with_context(|| format!("fetch package {package}"))?;
     let file = std::fs::read_dir(&download)?
         .flatten()
