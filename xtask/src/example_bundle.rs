@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -19,8 +19,8 @@ echo \"CPUs: $(grep -c ^processor /proc/cpuinfo)\"
 echo \"memory: $(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo) MiB\"
 echo \"processes here: $(ls /proc | grep -c '^[0-9]')\"";
 
-/// Builds `target/example/bundle/{config.json,rootfs}`.
-pub(crate) fn build() -> Result<()> {
+/// Builds `target/example/bundle/{config.json,rootfs}`; the bundle's directory.
+pub(crate) fn build() -> Result<PathBuf> {
     let bundle = tool::target("example").join("bundle");
     let rootfs = bundle.join("rootfs");
     if !rootfs.join("bin/busybox").exists() {
@@ -28,8 +28,7 @@ pub(crate) fn build() -> Result<()> {
     }
     let config = serde_json::to_vec_pretty(&config())?;
     fs::write(bundle.join("config.json"), config)?;
-    println!("{}", bundle.display());
-    Ok(())
+    Ok(bundle)
 }
 
 fn make_rootfs(rootfs: &Path) -> Result<()> {

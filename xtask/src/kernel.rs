@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tool;
+use crate::{packages, tool};
 
 /// Depends on the current kernel of its kind.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -71,6 +71,7 @@ pub(crate) fn modules(unpacked: &Path) -> Result<Vec<Module>> {
 }
 
 fn current_package() -> Result<String> {
+    packages::ensure_lists(META_PACKAGE)?;
     let text = tool::output(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
     let text = String::from_utf8(text)?;
     let found = text.lines().find_map(|line| {
