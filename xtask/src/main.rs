@@ -1,4 +1,5 @@
 //! Entry points: `cargo xtask <command>`.
+#![expect(clippy::disallowed_methods, reason = "what is removed was made here, below target/, and holds no mount")]
 
 mod cpio;
 mod example_bundle;
@@ -25,9 +26,12 @@ const USAGE: &str = "usage: cargo xtask <command>
   example-bundle      build a small container: target/example/bundle/{config.json,rootfs}";
 
 fn main() -> Result<ExitCode> {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| argument != "--").collect();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match arguments.first().and_then(|command| command.to_str()) {
-        Some("run") => return run::run(&arguments[1..]),
+        Some("run") => {
+            let rest = &arguments[1..];
+            return run::run(rest.strip_prefix(&[OsString::from("--")]).unwrap_or(rest));
+        }
         Some("test") => return test::test(),
         Some("guest-image") => {
             let (kernel, initrd) = guest_image::build()?;
