@@ -1,4 +1,5 @@
 //! Holds the workspace to its architecture: which crate may use which, and what a source may not say.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is their failure")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
