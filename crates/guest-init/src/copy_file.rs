@@ -34,7 +34,7 @@ pub(crate) fn copy(request: &CopyFileRequest) -> Result<()> {
 
 fn copy_directory(path: &Path, request: &CopyFileRequest) -> Result<()> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
         _ => own(path, request),
     }
 }

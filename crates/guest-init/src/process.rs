@@ -91,7 +91,7 @@ impl Process {
 
     /// Sends a signal; a process that is over has nothing against it.
     ///
-    /// The number goes to the kernel as it is: real-time signals have no name.
+    /// Real-time signals, which have no name, are refused.
     pub(crate) fn signal(&self, signal: u32) -> Result<()> {
         if self.has_ended() {
             return Ok(());
