@@ -36,9 +36,13 @@ pub struct Arbiters {
     seats: Vec<Seat>,
 }
 
-struct Seat {
-    arbiter: ArbiterHandle,
-    owned: Option<Owned>,
+enum Seat {
+    /// A thread of ours.
+    Owned(ArbiterHandle, Owned),
+    /// A running actor system's.
+    Joined(ArbiterHandle),
+    /// The `LocalSet` that calls.
+    Here,
 }
 
 struct Owned {
@@ -68,7 +72,13 @@ impl Arbiters {
     /// [`StartError::NoSystem`].
     pub fn join() -> Result<Self, StartError> {
         let arbiter = Arbiter::try_current().ok_or(StartError::NoSystem)?;
-        Ok(Self { seats: vec![Seat { arbiter, owned: None }] })
+        Ok(Self { seats: vec![Seat::Joined(arbiter)] })
+    }
+
+    /// Uses the `LocalSet` from which [`run_on`](Self::run_on) will be called: for simulation and
+    /// replay on one thread, in virtual time.
+    pub fn here() -> Self {
+        Self { seats: vec![Seat::Here] }
     }
 
     /// How many there are.
@@ -86,21 +96,29 @@ impl Arbiters {
         Fut: Future<Output = T> + 'static,
     {
         let (tell, told) = oneshot::channel();
-        let seat = &self.seats[index % self.seats.len()];
-        let sent = seat.arbiter.spawn_fn(move || {
-            actix::spawn(async move {
+        let run = move || {
+            tokio::task::spawn_local(async move {
                 let _ = tell.send(task().await);
             });
-        });
+        };
+        let sent = match &self.seats[index % self.seats.len()] {
+            Seat::Owned(arbiter, _) | Seat::Joined(arbiter) => arbiter.spawn_fn(run),
+            Seat::Here => {
+                run();
+                true
+            }
+        };
         if sent { told.await.ok() } else { None }
     }
 
     /// Stops the threads that `start` started and waits for their end. Actors that still live are
     /// dropped in the middle of what they do: release sandboxes first.
     pub async fn stop(self) {
-        for owned in self.seats.into_iter().filter_map(|seat| seat.owned) {
-            owned.system.stop();
-            let _ = owned.ended.await;
+        for seat in self.seats {
+            if let Seat::Owned(_, owned) = seat {
+                owned.system.stop();
+                let _ = owned.ended.await;
+            }
         }
     }
 }
@@ -125,7 +143,7 @@ impl Seat {
         };
         thread.spawn(main).map_err(|source| failed(&name, source))?;
         let (system, arbiter) = told.recv().map_err(|error| failed(&name, io::Error::other(error)))?;
-        Ok(Self { arbiter, owned: Some(Owned { system, ended }) })
+        Ok(Self::Owned(arbiter, Owned { system, ended }))
     }
 }
 

@@ -3,6 +3,9 @@
 //! The guest is not trusted: every reply is bounded and validated before a caller sees it.
 #![forbid(unsafe_code)]
 
+mod kata;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +15,8 @@ use sandbox_model::network::{GuestInterface, GuestNeighbor, GuestRoute};
 use sandbox_model::storage::Storage;
 use sandbox_model::{ContainerId, PortError, SandboxId, port};
 use serde::{Deserialize, Serialize};
+
+pub use kata::{FRAME_LEN_MAX, KataAgent, KataAgentFactory, READ_LEN_MAX};
 
 /// Where the agent listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +36,15 @@ pub enum AgentAddress {
         /// Port in the guest.
         port: u32,
     },
+}
+
+impl fmt::Display for AgentAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vsock { cid, port } => write!(f, "vsock://{cid}:{port}"),
+            Self::Hybrid { socket, port } => write!(f, "hvsock://{}:{port}", socket.display()),
+        }
+    }
 }
 
 /// What a sandbox is created with.
@@ -70,6 +84,16 @@ pub struct ProcessRef {
     pub container: ContainerId,
     /// Empty for the container's first process.
     pub exec: String,
+}
+
+impl fmt::Display for ProcessRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.exec.is_empty() {
+            self.container.fmt(f)
+        } else {
+            write!(f, "{}/{}", self.container, self.exec)
+        }
+    }
 }
 
 /// Adds a process to a container.

@@ -1,15 +1,15 @@
 //! Validated names.
 //!
 //! An id becomes part of a path, a socket name (108 bytes at most, unix(7)) and an interface alias,
-//! so what it may contain is decided once, here: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`, no `..`.
+//! so what it may contain is decided once, here: `[A-Za-z0-9][A-Za-z0-9_.-]{0,63}`, no `..`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest id, in bytes.
-pub const ID_LEN_MAX: usize = 63;
+/// The longest id, in bytes: container engines number their containers by 64 hexadecimal digits.
+pub const ID_LEN_MAX: usize = 64;
 
 /// Why a text is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -125,10 +125,10 @@ mod tests {
 
     #[test]
     fn ids_hold_to_the_rule() {
-        for good in ["a", "0", "pod-1", "A.b_c-d", &"x".repeat(63)] {
+        for good in ["a", "0", "pod-1", "A.b_c-d", &"x".repeat(64)] {
             assert!(SandboxId::new(good).is_ok(), "{good:?}");
         }
-        for bad in ["", ".", "..", "-a", "_a", "a/b", "a..b", "a b", "a\n", "ä", "a\0", &"x".repeat(64)] {
+        for bad in ["", ".", "..", "-a", "_a", "a/b", "a..b", "a b", "a\n", "ä", "a\0", &"x".repeat(65)] {
             assert!(SandboxId::new(bad).is_err(), "{bad:?}");
         }
     }

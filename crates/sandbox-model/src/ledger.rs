@@ -347,7 +347,8 @@ impl Journal {
         Ok(entry)
     }
 
-    /// Undoes one entry: intent, `effect`, outcome. An object that is already gone counts as undone.
+    /// Undoes one entry: intent, `effect`, outcome. An object that is already gone counts as undone,
+    /// and an entry that is closed already (the last hold on it took it along) is left alone.
     ///
     /// # Errors
     /// The effect's own error; the entry stays in the ledger for the next clean-up.
@@ -355,6 +356,9 @@ impl Journal {
     where
         F: Future<Output = Result<(), PortError>>,
     {
+        if self.ledger.entry(entry.id).is_none() {
+            return Ok(Undone::AlreadyGone);
+        }
         self.ledger.append(Record::UndoIntent { entry: entry.id })?;
         let (undone, record) = match effect.await {
             Ok(()) => (Ok(Undone::Undone), Record::Undone { entry: entry.id }),

@@ -40,6 +40,11 @@ pub trait Interceptor: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, PortResult<Value>>;
 }
 
+/// A port with nothing behind it: every call is refused. A replay, which answers from a trace and
+/// never calls through, stands on it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Absent;
+
 /// Turns a request or reply into data.
 #[doc(hidden)]
 pub fn to_value<T: Serialize>(port: &str, method: &str, value: &T) -> PortResult<Value> {
@@ -103,6 +108,16 @@ macro_rules! port {
                 /// A [`PortError`]($crate::PortError) that names the operation, its object and the cause; past
                 /// `deadline` its kind is `TimedOut` and its outcome `Doubtful`.
                 async fn $method(&self, request: $request, deadline: $crate::Instant) -> $crate::PortResult<$reply>;
+            )*
+        }
+
+        #[$crate::port::async_trait]
+        impl $name for $crate::port::Absent {
+            $(
+                async fn $method(&self, _: $request, _: $crate::Instant) -> $crate::PortResult<$reply> {
+                    let (kind, method) = ($crate::ErrorKind::Unsupported, stringify!($method));
+                    Err($crate::PortError::new(kind, method, $label, "nothing stands behind this port"))
+                }
             )*
         }
 

@@ -52,6 +52,20 @@ pub struct Place {
 pub enum Event {
     /// The header.
     Header(Header),
+    /// A sandbox's actors were started.
+    Created {
+        /// Where and when.
+        #[serde(flatten)]
+        place: Place,
+        /// What it was created with, and the directory below which it lives.
+        spec: Value,
+    },
+    /// Somebody interrupted what the supervisor was doing.
+    Interrupted {
+        /// Where and when.
+        #[serde(flatten)]
+        place: Place,
+    },
     /// A message was taken from a mailbox.
     Received {
         /// Where and when.
@@ -99,7 +113,11 @@ impl Event {
     pub fn place(&self) -> Option<&Place> {
         match self {
             Self::Header(_) => None,
-            Self::Received { place, .. } | Self::Replied { place, .. } | Self::Called { place, .. } => Some(place),
+            Self::Created { place, .. }
+            | Self::Interrupted { place }
+            | Self::Received { place, .. }
+            | Self::Replied { place, .. }
+            | Self::Called { place, .. } => Some(place),
         }
     }
 }

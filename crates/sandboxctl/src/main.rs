@@ -1,2 +1,23 @@
-//! sandboxctl
-fn main() {}
+//! `sandboxctl`: runs an OCI bundle in a microVM sandbox, and shows what a sandbox is made of.
+//!
+//! An embedder of `resource-actors` like any other. Where a reader finds what:
+//!
+//! * [`cli`]: the command line. [`commands`]: one file for each verb.
+//! * [`settings`]: which configuration counts. [`mode`]: which VMM, and whose host objects.
+//! * [`private`]: throw-away namespaces. [`doctor`]: what this host can do.
+//! * [`bundle`] and [`amend`]: the OCI spec on its way into the guest.
+//! * [`output`]: errors, progress, tables.
+
+mod amend;
+mod bundle;
+mod cli;
+mod commands;
+mod doctor;
+mod mode;
+mod output;
+mod private;
+mod settings;
+
+fn main() -> std::process::ExitCode {
+    commands::dispatch()
+}

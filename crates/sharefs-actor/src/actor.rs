@@ -33,7 +33,7 @@ pub(crate) struct SetUp {
 }
 
 /// What everybody may know.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct ShareFsSnapshot {
     /// The daemon, once it listens. Its `handle` can be waited on by whoever wants to hear of its end.
     pub daemon: Option<Daemon>,

@@ -1,4 +1,17 @@
 //! Kata's `configuration.toml`, as far as we support it (behaviour A16).
+//!
+//! * This file: the effective configuration, as the supervisor reads it.
+//! * [`keys`]: one table of every key: kind, range, documentation, annotation.
+//! * [`layers`]: texts of files, environment and flags become a configuration, with the origin of
+//!   each value and one warning about what was not used.
+//! * [`annotations`]: what a pod may change, if the administrator lets it.
+//! * [`sizing`]: how big a VM is at boot.
+
+pub mod annotations;
+pub mod keys;
+pub mod layers;
+pub mod sizing;
+mod value;
 
 use std::path::PathBuf;
 
@@ -71,6 +84,8 @@ pub struct HypervisorConfig {
     pub accelerator: Accelerator,
     /// `cold_plug_vfio` is not `no-port`.
     pub cold_plug_vfio: bool,
+    /// `enable_annotations`: last path parts of the annotations that are honoured, exactly.
+    pub enable_annotations: Vec<String>,
 }
 
 /// How the guest's instructions are executed.
@@ -224,6 +239,7 @@ impl Default for HypervisorConfig {
             vsock_daemon: "vhost-device-vsock".into(),
             accelerator: Accelerator::default(),
             cold_plug_vfio: false,
+            enable_annotations: Vec::new(),
         }
     }
 }

@@ -1,0 +1,221 @@
+//! Namespaces: entered on threads that end right after, named by device and inode.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::mount::UnmountFlags;
+use sandbox_model::{ErrorKind, PassedFd, PortError, PortResult};
+use tokio::sync::oneshot;
+
+use super::netlink::{self, Request};
+use super::{dump, shown, tap};
+use crate::endpoints;
+use crate::host::{
+    CreateNamespace, Inode, OpenNamespace, OpenedNamespace, RemoveFile, RemoveNamespace, Want,
+};
+
+/// `NSFS_MAGIC` of `linux/magic.h`.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+/// Loopback is the first link of every namespace.
+const LOOPBACK: u32 = 1;
+
+/// Runs `call` on a thread that ends with it.
+///
+/// A thread that enters a namespace could fail to leave it, and then everything that runs on it
+/// later happens in the wrong place. This one has no later: it never leaves.
+pub(super) async fn on_own_thread<T: Send + 'static>(
+    call: impl FnOnce() -> PortResult<T> + Send + 'static,
+) -> PortResult<T> {
+    let (tell, told) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("enter-netns".to_owned());
+    thread
+        .spawn(move || {
+            let _ = tell.send(call());
+        })
+        .map_err(|error| PortError::os("clone", "thread enter-netns", error))?;
+    told.await.unwrap_or_else(|_| {
+        let cause = "it panicked";
+        Err(PortError::new(ErrorKind::Refused, "run", "thread enter-netns", cause).doubtful())
+    })
+}
+
+/// See [`NetworkHost::open_namespace`](crate::NetworkHost::open_namespace). Only on a thread of its
+/// own.
+pub(super) fn open(request: &OpenNamespace) -> PortResult<OpenedNamespace> {
+    let path = &request.path;
+    // What is no namespace may be anything, so opening it must neither block nor touch a terminal.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| PortError::os("open", shown(path), e))?;
+    let identity = namespace_identity(&fd, path)?;
+    refuse_ours(identity, path)?;
+    setns(&fd, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
+        nix::errno::Errno::EINVAL => refused(path, "it is a namespace of another kind"),
+        _ => PortError::os("setns", shown(path), errno),
+    })?;
+    let socket = netlink::open()?;
+    let mut opened = OpenedNamespace {
+        identity,
+        ..OpenedNamespace::default()
+    };
+    if let Want::Endpoints { queue_pairs } = request.want {
+        opened.view = dump::view(&socket)?;
+        let taps = endpoints::usable(&opened.view, &mut Vec::new()).len();
+        opened.tuns = open_tuns(taps * usize::from(queue_pairs))?;
+    }
+    opened.socket = PassedFd::new(socket);
+    Ok(opened)
+}
+
+fn open_tuns(count: usize) -> PortResult<Vec<PassedFd>> {
+    (0..count)
+        .map(|_| tap::open_tun().map(PassedFd::new))
+        .collect()
+}
+
+/// Device and inode of an open namespace file.
+fn namespace_identity(fd: &OwnedFd, path: &Path) -> PortResult<Inode> {
+    let kind = rustix::fs::fstatfs(fd).map_err(|e| PortError::os("fstatfs", shown(path), e))?;
+    if kind.f_type as i64 != NSFS_MAGIC {
+        return Err(refused(path, "it is no namespace"));
+    }
+    let stat = rustix::fs::fstat(fd).map_err(|e| PortError::os("fstat", shown(path), e))?;
+    Ok(Inode {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
+}
+
+/// A sandbox in the host's namespace would redirect the host's own traffic.
+fn refuse_ours(identity: Inode, path: &Path) -> PortResult<()> {
+    for (theirs, whose) in [
+        ("/proc/self/ns/net", "ours"),
+        ("/proc/1/ns/net", "the host's"),
+    ] {
+        // Without the right to look at process 1 there is also none to enter its namespace.
+        if let Ok(stat) = rustix::fs::stat(theirs)
+            && (Inode {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            }) == identity
+        {
+            return Err(refused(
+                path,
+                &format!("it is {whose}, which a sandbox must not touch"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn refused(path: &Path, why: &str) -> PortError {
+    PortError::new(ErrorKind::Invalid, "setns", shown(path), why)
+}
+
+/// See [`NetworkHost::create_file`](crate::NetworkHost::create_file).
+pub(super) fn create_file(path: &Path) -> PortResult<Inode> {
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| PortError::os("open(O_CREAT|O_EXCL)", shown(path), errno))?;
+    let stat =
+        rustix::fs::fstat(&fd).map_err(|e| PortError::os("fstat", shown(path), e).doubtful())?;
+    Ok(Inode {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
+}
+
+/// See [`NetworkHost::create_namespace`](crate::NetworkHost::create_namespace). Only on a thread of
+/// its own.
+pub(super) fn create(request: &CreateNamespace) -> PortResult<OpenedNamespace> {
+    let path = &request.path;
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|errno| PortError::os("unshare(CLONE_NEWNET)", shown(path), errno))?;
+    let socket = netlink::open()?;
+    let tuns = open_tuns(usize::from(request.tuns))?;
+    bring_loopback_up(&socket)?;
+    rustix::mount::mount_bind("/proc/thread-self/ns/net", path).map_err(|errno| {
+        PortError::os("mount --bind /proc/thread-self/ns/net", shown(path), errno)
+    })?;
+    let stat =
+        rustix::fs::stat(path).map_err(|e| PortError::os("stat", shown(path), e).doubtful())?;
+    Ok(OpenedNamespace {
+        identity: Inode {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        },
+        socket: PassedFd::new(socket),
+        tuns,
+        view: Default::default(),
+    })
+}
+
+fn bring_loopback_up(socket: &OwnedFd) -> PortResult<()> {
+    let mut up = LinkMessage::default();
+    up.header.index = LOOPBACK;
+    up.header.flags = LinkFlags::Up;
+    up.header.change_mask = LinkFlags::Up;
+    let request = Request {
+        message: RouteNetlinkMessage::SetLink(up),
+        flags: 0,
+    };
+    for answer in netlink::transact(socket, vec![request])? {
+        answer.map_err(|errno| PortError::os("RTM_SETLINK", "lo", errno))?;
+    }
+    Ok(())
+}
+
+/// See [`NetworkHost::remove_namespace`](crate::NetworkHost::remove_namespace).
+pub(super) fn remove(request: &RemoveNamespace) -> PortResult<()> {
+    let path = &request.path;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| PortError::os("open", shown(path), e))?;
+    let found = namespace_identity(&fd, path).map_err(|error| match error.kind {
+        ErrorKind::Invalid => PortError::new(
+            ErrorKind::NotFound,
+            "umount2",
+            shown(path),
+            "no namespace is bound there",
+        ),
+        _ => error,
+    })?;
+    // An intent alone is enough: nobody else binds anything to a file of ours in our directory.
+    if request.identity.is_some_and(|expected| expected != found) {
+        let cause = format!("another namespace is bound there (inode {})", found.inode);
+        return Err(PortError::new(
+            ErrorKind::Foreign,
+            "umount2",
+            shown(path),
+            cause,
+        ));
+    }
+    drop(fd);
+    rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .map_err(|errno| PortError::os("umount2", shown(path), errno))
+}
+
+/// See [`NetworkHost::remove_file`](crate::NetworkHost::remove_file).
+pub(super) fn remove_file(request: &RemoveFile) -> PortResult<()> {
+    let path = &request.path;
+    let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|errno| PortError::os("lstat", shown(path), errno))?;
+    let is_ours = match request.identity {
+        Some(Inode { device, inode }) => (stat.st_dev, stat.st_ino) == (device, inode),
+        None => FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0,
+    };
+    if !is_ours {
+        let cause = "it is not the file that was made";
+        return Err(PortError::new(
+            ErrorKind::Foreign,
+            "unlink",
+            shown(path),
+            cause,
+        ));
+    }
+    rustix::fs::unlink(path).map_err(|errno| PortError::os("unlink", shown(path), errno))
+}

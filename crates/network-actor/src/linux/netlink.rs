@@ -1,0 +1,212 @@
+//! rtnetlink, as far as it is needed: transactions of several requests in one `sendmsg`, and dumps.
+//!
+//! Messages are encoded by `netlink-packet-route`. What the kernel sends back is decoded message by
+//! message, so that one with an attribute that nobody knows yet spoils itself and no other.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvfrom,
+    send, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use sandbox_model::{ErrorKind, PortError, PortResult};
+
+/// The kernel fills at most 32 KiB of one datagram of a dump.
+const DATAGRAM_BYTES: usize = 64 * 1024;
+/// Length of `struct nlmsghdr`.
+const HEADER_BYTES: usize = 16;
+/// The kernel answers before `sendmsg` returns; silence means that an answer was lost.
+const SILENCE_SECONDS_MAX: i64 = 2;
+
+/// One request of a transaction.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// What is asked.
+    pub(super) message: RouteNetlinkMessage,
+    /// `NLM_F_*` beyond those of every request.
+    pub(super) flags: u16,
+}
+
+/// The answer to one request: what it asked for, or the kernel's refusal.
+pub(super) type Answer = Result<Vec<RouteNetlinkMessage>, Errno>;
+
+/// A socket in the namespace of this thread.
+pub(super) fn open() -> PortResult<OwnedFd> {
+    let failed = |operation: &str| {
+        let operation = operation.to_owned();
+        move |errno: Errno| PortError::os(operation, "NETLINK_ROUTE", errno)
+    };
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+    .map_err(failed("socket"))?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed("bind"))?;
+    setsockopt(
+        &fd,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(SILENCE_SECONDS_MAX),
+    )
+    .map_err(failed("setsockopt(SO_RCVTIMEO)"))?;
+    Ok(fd)
+}
+
+/// Sends all requests in one `sendmsg` and collects the answer to each. The kernel serves them in
+/// their order, one after the other, and goes on past a refusal.
+pub(super) fn transact(socket: &OwnedFd, requests: Vec<Request>) -> PortResult<Vec<Answer>> {
+    let mut bytes = Vec::new();
+    let mut answers: Vec<Option<Answer>> = Vec::new();
+    for request in requests {
+        answers.push(None);
+        encode(
+            request.message,
+            NLM_F_ACK | request.flags,
+            sequence_of(answers.len() - 1),
+            &mut bytes,
+        );
+    }
+    transmit(socket, &bytes)?;
+    let mut found: Vec<Vec<RouteNetlinkMessage>> = answers.iter().map(|_| Vec::new()).collect();
+    while answers.iter().any(Option::is_none) {
+        receive(socket, |header, payload| {
+            let index = (header.sequence_number as usize).wrapping_sub(1);
+            let Some(answer) = answers.get_mut(index) else {
+                return Ok(());
+            };
+            match header.message_type {
+                NLMSG_ERROR => {
+                    *answer = Some(match errno_of(payload) {
+                        Some(errno) => Err(errno),
+                        None => Ok(std::mem::take(&mut found[index])),
+                    });
+                }
+                _ => found[index].extend(RouteNetlinkMessage::deserialize(header, payload).ok()),
+            }
+            Ok(())
+        })?;
+    }
+    Ok(answers.into_iter().flatten().collect())
+}
+
+/// Dumps what `message` asks for into `each`; one that cannot be decoded comes as a text.
+///
+/// Replies whether the dump is consistent: `false` if something changed while it was made.
+pub(super) fn dump(
+    socket: &OwnedFd,
+    message: RouteNetlinkMessage,
+    mut each: impl FnMut(Result<RouteNetlinkMessage, String>),
+) -> PortResult<bool> {
+    let mut bytes = Vec::new();
+    encode(message, NLM_F_DUMP, sequence_of(0), &mut bytes);
+    transmit(socket, &bytes)?;
+    let (mut done, mut consistent) = (false, true);
+    while !done {
+        receive(socket, |header, payload| {
+            consistent &= header.flags & NLM_F_DUMP_INTR == 0;
+            match header.message_type {
+                NLMSG_DONE | NLMSG_ERROR => {
+                    done = true;
+                    return errno_of(payload)
+                        .map_or(Ok(()), |errno| Err(failed("netlink dump", errno)));
+                }
+                _ => each(
+                    RouteNetlinkMessage::deserialize(header, payload)
+                        .map_err(|error| format!("{error:#}")),
+                ),
+            }
+            Ok(())
+        })?;
+    }
+    Ok(consistent)
+}
+
+fn sequence_of(index: usize) -> u32 {
+    u32::try_from(index + 1).unwrap_or(u32::MAX)
+}
+
+fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32, bytes: &mut Vec<u8>) {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    message.finalize();
+    let start = bytes.len();
+    bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+    message.serialize(&mut bytes[start..]);
+}
+
+fn transmit(socket: &OwnedFd, bytes: &[u8]) -> PortResult<()> {
+    // What an earlier, abandoned exchange left unread must not answer this one.
+    while recv(
+        socket.as_raw_fd(),
+        &mut [0; HEADER_BYTES],
+        MsgFlags::MSG_DONTWAIT,
+    )
+    .is_ok()
+    {}
+    send(socket.as_raw_fd(), bytes, MsgFlags::empty())
+        .map(drop)
+        .map_err(|errno| failed("sendmsg", errno))
+}
+
+/// Takes one datagram of the kernel's and hands out its messages.
+fn receive(
+    socket: &OwnedFd,
+    mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>,
+) -> PortResult<()> {
+    let mut buffer = vec![0; DATAGRAM_BYTES];
+    let (length, sender) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+        Ok(received) => received,
+        Err(Errno::EINTR) => return Ok(()),
+        Err(errno) => return Err(failed("recvmsg", errno).doubtful()),
+    };
+    if sender.is_none_or(|sender| sender.pid() != 0) {
+        return Ok(());
+    }
+    let mut rest = &buffer[..length];
+    while rest.len() >= HEADER_BYTES {
+        let broken = |_| {
+            PortError::new(
+                ErrorKind::Protocol,
+                "recvmsg",
+                "NETLINK_ROUTE",
+                "a malformed message",
+            )
+            .doubtful()
+        };
+        let message = NetlinkBuffer::new_checked(rest).map_err(broken)?;
+        let mut header = NetlinkHeader::default();
+        header.length = message.length();
+        header.message_type = message.message_type();
+        header.flags = message.flags();
+        header.sequence_number = message.sequence_number();
+        each(&header, message.payload())?;
+        let step = (message.length() as usize)
+            .next_multiple_of(4)
+            .max(HEADER_BYTES);
+        rest = rest.get(step..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// The kernel's number in an acknowledgement; `None` is success.
+fn errno_of(payload: &[u8]) -> Option<Errno> {
+    let code = payload
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, i32::from_ne_bytes);
+    (code != 0).then(|| Errno::from_raw(-code))
+}
+
+fn failed(operation: &str, errno: Errno) -> PortError {
+    PortError::os(operation, "NETLINK_ROUTE", errno)
+}

@@ -1,0 +1,306 @@
+//! Ledgers on tmpfs, one directory for each sandbox, mode 0700.
+//!
+//! A record is one `write(2)` of one line to a file opened with `O_APPEND`: a crash leaves whole
+//! lines and at most one cut one. The directory lies on tmpfs, so the system calls here take
+//! microseconds and are made on the actors' own thread.
+
+use std::cell::RefCell;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{
+    Entry, EntryId, HostObject, LEDGER_VERSION, Ledger, Record, Scope, Undone, UndoItem, UndoReport,
+};
+use sandbox_model::lifecycle::ActorName;
+use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
+
+use super::{LedgerTable, SandboxStore, read};
+
+/// The largest ledger that is read: a sandbox has hundreds of objects, not millions.
+const LEDGER_BYTES_MAX: u64 = 64 << 20;
+
+/// The entry number by which reports name the sandbox's own directory.
+const DIRECTORY_ENTRY: EntryId = EntryId(0);
+
+#[derive(Debug)]
+struct FileLedger {
+    file: RefCell<File>,
+    path: PathBuf,
+    table: RefCell<LedgerTable>,
+}
+
+impl FileLedger {
+    fn write(&self, record: &Record) -> PortResult<()> {
+        let mut line = serde_json::to_vec(record).map_err(|error| {
+            PortError::new(ErrorKind::Invalid, "record", self.path.display().to_string(), error.to_string())
+        })?;
+        line.push(b'\n');
+        let written = self.file.borrow_mut().write_all(&line);
+        written.map_err(|error| PortError::os("write", self.path.display().to_string(), error))
+    }
+}
+
+impl Ledger for FileLedger {
+    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
+        let entry = self.table.borrow().next_id();
+        self.append(Record::Intent { entry, actor, scope, object })?;
+        Ok(entry)
+    }
+
+    fn append(&self, record: Record) -> PortResult<()> {
+        let mut next = self.table.borrow_mut();
+        // Judged before it is written: the file must never hold what a reader would refuse.
+        next.apply(&record).map_err(|violation| {
+            PortError::new(ErrorKind::Invalid, "record", self.path.display().to_string(), violation.to_string())
+        })?;
+        self.write(&record)
+    }
+
+    fn live(&self) -> Vec<Entry> {
+        self.table.borrow().entries().cloned().collect()
+    }
+
+    fn entry(&self, id: EntryId) -> Option<Entry> {
+        self.table.borrow().entry(id).cloned()
+    }
+}
+
+/// Keeps each sandbox in a directory below one state directory.
+#[derive(Debug, Clone)]
+pub struct DirectoryStore {
+    state_dir: PathBuf,
+}
+
+impl DirectoryStore {
+    /// A store below `state_dir`, which is made (mode 0700) when the first sandbox is.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self { state_dir: state_dir.into() }
+    }
+
+    fn dir(&self, sandbox: &SandboxId) -> SandboxDir {
+        SandboxDir::new(&self.state_dir, sandbox)
+    }
+
+    fn make_state_dir(&self) -> PortResult<()> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.state_dir);
+        made.map_err(|error| PortError::os("mkdir", self.state_dir.display().to_string(), error))?;
+        check_owned(&self.state_dir)
+    }
+}
+
+impl SandboxStore for DirectoryStore {
+    fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        self.make_state_dir()?;
+        let dir = self.dir(sandbox);
+        let made = DirBuilder::new().mode(0o700).create(dir.root());
+        made.map_err(|error| PortError::os("mkdir", dir.root().display().to_string(), error))?;
+        let created = (|| {
+            let path = dir.ledger();
+            let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
+            let file = file.map_err(|error| PortError::os("open", path.display().to_string(), error))?;
+            let ledger = FileLedger { file: RefCell::new(file), path, table: RefCell::default() };
+            let boot = boot_id()?;
+            ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot })?;
+            Ok(Rc::new(ledger) as Rc<dyn Ledger>)
+        })();
+        if created.is_err() {
+            // Nothing is in it but what this function has just made.
+            let _ = fs::remove_file(dir.ledger());
+            let _ = fs::remove_dir(dir.root());
+        }
+        created
+    }
+
+    fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        let dir = self.dir(sandbox);
+        check_owned(dir.root())?;
+        let path = dir.ledger();
+        let shown = path.display().to_string();
+        let file = OpenOptions::new().read(true).append(true).custom_flags(NOFOLLOW).open(&path);
+        let mut file = file.map_err(|error| PortError::os("open", &shown, error))?;
+        let mut text = String::new();
+        let length = Read::by_ref(&mut file).take(LEDGER_BYTES_MAX).read_to_string(&mut text);
+        length.map_err(|error| PortError::os("read", &shown, error))?;
+        let (table, same_boot) = read(&text, sandbox, &boot_id()?).map_err(|(line, violation)| {
+            PortError::new(ErrorKind::Invalid, "read", format!("{shown} line {line}"), violation.to_string())
+        })?;
+        if !text.is_empty() && !text.ends_with('\n') {
+            // The cut line must not become the beginning of the next record.
+            let whole = text.rfind('\n').map_or(0, |end| end + 1);
+            let cut = file.set_len(u64::try_from(whole).unwrap_or(0));
+            cut.map_err(|error| PortError::os("truncate", &shown, error))?;
+        }
+        let table = if same_boot { table } else { LedgerTable::default() };
+        Ok(Rc::new(FileLedger { file: RefCell::new(file), path, table: RefCell::new(table) }))
+    }
+
+    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
+        let path = self.dir(sandbox).saved();
+        let new = path.with_extension("json.new");
+        let failed = |operation: &str, error| PortError::os(operation, path.display().to_string(), error);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(NOFOLLOW)
+            .open(&new)
+            .map_err(|error| failed("open", error))?;
+        file.write_all(state).map_err(|error| failed("write", error))?;
+        fs::rename(&new, &path).map_err(|error| failed("rename", error))
+    }
+
+    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
+        let path = self.dir(sandbox).saved();
+        fs::read(&path).map_err(|error| PortError::os("read", path.display().to_string(), error))
+    }
+
+    fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
+        let dir = self.dir(sandbox);
+        // The directory goes before the ledger's name would be missed: if it cannot go, the ledger
+        // stays for the next clean-up.
+        let strangers = strangers(&dir);
+        let result = match strangers {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(Undone::AlreadyGone),
+            Err(error) => Err(error),
+            Ok(strangers) if !strangers.is_empty() => Err(PortError::new(
+                ErrorKind::Busy,
+                "rmdir",
+                dir.root().display().to_string(),
+                format!("still contains {}", strangers.join(", ")),
+            )),
+            Ok(_) => remove_own(&dir).map(|()| Undone::Undone),
+        };
+        let object = format!("directory {}", dir.root().display());
+        UndoReport { items: vec![UndoItem { entry: DIRECTORY_ENTRY, object, result }] }
+    }
+
+    fn list(&self) -> PortResult<Vec<SandboxId>> {
+        let entries = match fs::read_dir(&self.state_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|error| PortError::os("readdir", self.state_dir.display().to_string(), error))?,
+        };
+        let mut sandboxes: Vec<_> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str().and_then(|name| SandboxId::new(name).ok()))
+            .collect();
+        sandboxes.sort();
+        Ok(sandboxes)
+    }
+}
+
+/// `O_NOFOLLOW` of Linux on x86-64 and most others (asm-generic/fcntl.h).
+const NOFOLLOW: i32 = 0o400_000;
+
+/// Names in a sandbox's directory that are not the ledger's own.
+fn strangers(dir: &SandboxDir) -> PortResult<Vec<String>> {
+    let ours = [dir.ledger(), dir.saved(), dir.saved().with_extension("json.new")];
+    let entries = fs::read_dir(dir.root());
+    let entries = entries.map_err(|error| PortError::os("readdir", dir.root().display().to_string(), error))?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let strange = paths.filter(|path| !ours.contains(path));
+    Ok(strange.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
+}
+
+fn remove_own(dir: &SandboxDir) -> PortResult<()> {
+    for path in [dir.saved(), dir.saved().with_extension("json.new"), dir.ledger()] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(PortError::os("unlink", path.display().to_string(), error));
+            }
+            _ => {}
+        }
+    }
+    fs::remove_dir(dir.root()).map_err(|error| PortError::os("rmdir", dir.root().display().to_string(), error))
+}
+
+/// Refuses a directory that somebody else could have prepared for us.
+fn check_owned(path: &Path) -> PortResult<()> {
+    let shown = path.display().to_string();
+    let found = fs::symlink_metadata(path).map_err(|error| PortError::os("stat", &shown, error))?;
+    let me = fs::metadata("/proc/self").map_err(|error| PortError::os("stat", "/proc/self", error))?;
+    let wrong = if !found.is_dir() {
+        "it is not a directory"
+    } else if found.uid() != me.uid() {
+        "it belongs to another user"
+    } else if found.mode() & 0o022 != 0 {
+        "others may write to it; it must have mode 0700"
+    } else {
+        return Ok(());
+    };
+    Err(PortError::new(ErrorKind::Denied, "use directory", shown, wrong))
+}
+
+fn boot_id() -> PortResult<String> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let id = fs::read_to_string(PATH).map_err(|error| PortError::os("read", PATH, error))?;
+    Ok(id.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_model::ledger::Identity;
+
+    fn process() -> HostObject {
+        HostObject::Process { program: "x".into() }
+    }
+
+    #[test]
+    fn what_was_recorded_is_there_after_a_crash() {
+        let temporary = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::new(temporary.path().join("state"));
+        let id = SandboxId::new("one").unwrap();
+        let ledger = store.create(&id).unwrap();
+        let entry = ledger.intend(ActorName::Network, Scope::Sandbox, process()).unwrap();
+        ledger.append(Record::Done { entry, identity: Identity::Named }).unwrap();
+        ledger.intend(ActorName::Device, Scope::Sandbox, process()).unwrap();
+        assert_eq!(store.create(&id).unwrap_err().kind, ErrorKind::Exists);
+        drop(ledger);
+
+        let path = SandboxDir::new(store.state_dir(), &id).ledger();
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.push_str("{\"record\":\"inte");
+        fs::write(&path, text).unwrap();
+        let ledger = store.open(&id).unwrap();
+        assert_eq!(ledger.live().len(), 2);
+        assert_eq!(ledger.live()[1].identity, None, "only the intent is known");
+        ledger.intend(ActorName::Device, Scope::Sandbox, process()).unwrap();
+        assert_eq!(store.open(&id).unwrap().live().len(), 3, "the cut line has gone");
+    }
+
+    #[test]
+    fn a_directory_with_a_strangers_file_stays() {
+        let temporary = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::new(temporary.path());
+        fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let id = SandboxId::new("one").unwrap();
+        store.create(&id).unwrap();
+        store.save(&id, b"{}").unwrap();
+        assert_eq!(store.load(&id).unwrap(), b"{}");
+        let stranger = temporary.path().join("one/stranger");
+        fs::write(&stranger, "data").unwrap();
+        assert!(!store.destroy(&id).is_clean());
+        assert_eq!(fs::read(&stranger).unwrap(), b"data");
+        assert!(store.open(&id).is_ok(), "the ledger stays for the next clean-up");
+        fs::remove_file(&stranger).unwrap();
+        assert!(store.destroy(&id).is_clean());
+        assert!(store.destroy(&id).is_clean(), "gone already is success");
+        assert_eq!(store.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_state_directory_of_others_is_refused() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let error = DirectoryStore::new(temporary.path()).create(&SandboxId::new("one").unwrap()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+    }
+}

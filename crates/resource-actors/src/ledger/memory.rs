@@ -1,0 +1,102 @@
+//! Ledgers in memory: for simulation and replay, where nothing real is made.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoReport};
+use sandbox_model::lifecycle::ActorName;
+use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
+use tokio::sync::watch;
+
+use super::{LedgerTable, SandboxStore};
+
+/// A ledger of which nothing outlives the process.
+#[derive(Debug, Default)]
+pub struct MemoryLedger {
+    table: RefCell<LedgerTable>,
+}
+
+impl Ledger for MemoryLedger {
+    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
+        let entry = self.table.borrow().next_id();
+        self.append(Record::Intent { entry, actor, scope, object })?;
+        Ok(entry)
+    }
+
+    fn append(&self, record: Record) -> PortResult<()> {
+        let applied = self.table.borrow_mut().apply(&record);
+        applied.map_err(|violation| PortError::new(ErrorKind::Invalid, "record", "ledger", violation.to_string()))
+    }
+
+    fn live(&self) -> Vec<Entry> {
+        self.table.borrow().entries().cloned().collect()
+    }
+
+    fn entry(&self, id: EntryId) -> Option<Entry> {
+        self.table.borrow().entry(id).cloned()
+    }
+}
+
+/// Keeps sandboxes in memory.
+#[derive(Debug, Clone)]
+pub struct MemoryStore {
+    state_dir: PathBuf,
+    saved: Arc<watch::Sender<BTreeMap<SandboxId, Vec<u8>>>>,
+}
+
+impl MemoryStore {
+    /// A store whose sandboxes believe to live below `state_dir`.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self { state_dir: state_dir.into(), saved: Arc::new(watch::Sender::new(BTreeMap::new())) }
+    }
+}
+
+impl SandboxStore for MemoryStore {
+    fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        let mut is_new = false;
+        self.saved.send_modify(|saved| {
+            is_new = !saved.contains_key(sandbox);
+            saved.entry(sandbox.clone()).or_default();
+        });
+        if is_new {
+            Ok(Rc::new(MemoryLedger::default()))
+        } else {
+            Err(PortError::new(ErrorKind::Exists, "create", sandbox.as_str(), "the sandbox exists"))
+        }
+    }
+
+    fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        let cause = "a ledger in memory does not outlive its process";
+        Err(PortError::new(ErrorKind::NotFound, "open", sandbox.as_str(), cause))
+    }
+
+    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
+        self.saved.send_modify(|saved| {
+            saved.insert(sandbox.clone(), state.to_vec());
+        });
+        Ok(())
+    }
+
+    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
+        let absent = || PortError::new(ErrorKind::NotFound, "load", sandbox.as_str(), "nothing was saved");
+        self.saved.borrow().get(sandbox).filter(|state| !state.is_empty()).cloned().ok_or_else(absent)
+    }
+
+    fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
+        self.saved.send_modify(|saved| {
+            saved.remove(sandbox);
+        });
+        UndoReport::default()
+    }
+
+    fn list(&self) -> PortResult<Vec<SandboxId>> {
+        Ok(self.saved.borrow().keys().cloned().collect())
+    }
+}

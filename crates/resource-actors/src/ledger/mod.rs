@@ -1,0 +1,59 @@
+//! Where ledgers are kept: a directory of each sandbox's own, or memory.
+
+mod directory;
+mod memory;
+mod table;
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::rc::Rc;
+
+use sandbox_model::ledger::{Ledger, UndoReport};
+use sandbox_model::{PortResult, SandboxId};
+
+pub use directory::DirectoryStore;
+pub use memory::{MemoryLedger, MemoryStore};
+pub use table::{LedgerTable, Violation, read};
+
+/// Keeps the directory and the ledger of each sandbox.
+pub trait SandboxStore: Debug + Send + Sync {
+    /// The directory below which every sandbox has its own.
+    fn state_dir(&self) -> &Path;
+
+    /// Makes a sandbox's directory and an empty ledger in it.
+    ///
+    /// # Errors
+    /// `Exists`: the sandbox, or what a crash left of it, is there already.
+    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>>;
+
+    /// Opens what an earlier process has left of a sandbox.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Invalid` with the number of the first line that is damaged. A cut last line
+    /// is what a crash leaves and is ignored.
+    fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>>;
+
+    /// Keeps `state` for a later process.
+    ///
+    /// # Errors
+    /// It could not be written; what was kept before is still there.
+    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()>;
+
+    /// What `save` kept.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>>;
+
+    /// Removes the ledger and the directory, after everything in it has been undone.
+    ///
+    /// Nothing is removed that is not ours: a directory with a stranger's file in it stays, and the
+    /// report names it.
+    fn destroy(&self, sandbox: &SandboxId) -> UndoReport;
+
+    /// The sandboxes that have a directory.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    fn list(&self) -> PortResult<Vec<SandboxId>>;
+}

@@ -1,0 +1,123 @@
+//! What a supervisor can be asked: the steps of a sandbox's life.
+
+use actor_shell::Request;
+use hypervisor::VmExit;
+use sandbox_model::ContainerId;
+use sandbox_model::ledger::UndoReport;
+use sandbox_model::network::NetworkRequest;
+use sandbox_model::request::{
+    AppliedResources, DevicesRequest, GuestDevices, GuestRootfs, GuestVolumes, LinuxResourcesRequest,
+    ResourceConfig, RootfsRequest, VolumesRequest,
+};
+use sandbox_model::storage::Storage;
+use serde::{Deserialize, Serialize};
+
+use crate::error::SandboxError;
+use crate::supervisor::SavedSandbox;
+
+/// Makes cgroups, network and shared directory side by side, then plugs the devices in list order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrepareBeforeStartVm {
+    /// What the sandbox shall have.
+    pub resources: Vec<ResourceConfig>,
+}
+
+/// Starts the VM inside its cgroups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartVm {}
+
+/// Waits for the guest's agent and tells it its network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupAfterStartVm {}
+
+/// Makes the network of a sandbox that was prepared without one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetUpNetwork {
+    /// The wish.
+    pub network: NetworkRequest,
+}
+
+/// Asks what the agent must mount for the sandbox itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoragesForSandbox {
+    /// Size of the sandbox's `/dev/shm` in bytes.
+    pub shm_bytes: u64,
+}
+
+/// Makes a container's root file system visible in the guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SetUpRootfs(pub RootfsRequest);
+
+/// Makes a container's volumes visible in the guest, all or none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SetUpVolumes(pub VolumesRequest);
+
+/// Plugs a container's devices, all or none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SetUpDevices(pub DevicesRequest);
+
+/// Applies a container's limits to the VM and its cgroup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UpdateLinuxResources(pub LinuxResourcesRequest);
+
+/// Gives back all that a container holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseContainer {
+    /// Which.
+    pub container: ContainerId,
+}
+
+/// Ends the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {}
+
+/// Gives everything back and reports what became of each object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleanup {}
+
+/// Keeps what a later process needs to know of the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Save {}
+
+/// Tells that the VM has ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmExited {
+    /// How.
+    pub exit: VmExit,
+}
+
+macro_rules! replies {
+    ($($request:ident => $reply:ty;)*) => {
+        $(
+            impl Request for $request {
+                type Reply = Result<$reply, SandboxError>;
+                const NAME: &'static str = stringify!($request);
+            }
+        )*
+    };
+}
+
+replies! {
+    PrepareBeforeStartVm => ();
+    StartVm => ();
+    SetupAfterStartVm => ();
+    SetUpNetwork => ();
+    StoragesForSandbox => Vec<Storage>;
+    SetUpRootfs => GuestRootfs;
+    SetUpVolumes => GuestVolumes;
+    SetUpDevices => GuestDevices;
+    UpdateLinuxResources => AppliedResources;
+    ReleaseContainer => UndoReport;
+    Stop => ();
+    Cleanup => UndoReport;
+    Save => SavedSandbox;
+}
+
+impl Request for VmExited {
+    type Reply = ();
+    const NAME: &'static str = "VmExited";
+}

@@ -1,0 +1,168 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use sandbox_model::SandboxId;
+use sandbox_model::network::IpNet;
+
+use crate::mode::{HostMode, VmmMode};
+
+/// Runs OCI bundles in microVM sandboxes and shows what they are made of
+#[derive(Debug, Parser)]
+#[command(name = "sandboxctl", version, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Where sandboxes keep their state
+    #[arg(long, global = true, value_name = "DIR", env = "SANDBOXCTL_STATE_DIR", value_hint = ValueHint::DirPath,
+          default_value = sandbox_model::layout::STATE_DIR)]
+    pub(crate) state_dir: PathBuf,
+    /// Kata's configuration.toml [default: KATA_CONF_FILE, then Kata's own places]
+    #[arg(long, global = true, value_name = "FILE", env = "SANDBOXCTL_CONFIG", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// Set one key, as hypervisor.default_memory=512; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// Only errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// More of the log: -v info, -vv debug, -vvv trace
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a bundle in a sandbox of its own, from boot to clean-up
+    Run(RunArgs),
+    /// List sandboxes
+    List(Json),
+    /// Show what a sandbox is made of
+    Inspect {
+        /// Which sandbox
+        id: SandboxId,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Undo what a sandbox has left behind
+    Cleanup(CleanupArgs),
+    /// Work with recorded traces
+    #[command(subcommand)]
+    Trace(TraceCommand),
+    /// Tell what this host can do, and how to fix what it cannot
+    Doctor(Json),
+    /// Show, explain or check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Explain an error code, or a command
+    Help {
+        /// An error code as E0202, or a command
+        topic: Option<String>,
+    },
+}
+
+/// The flag of every verb that reads.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Json {
+    /// One JSON document on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Directory with config.json and the root file system
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) bundle: PathBuf,
+    /// Name of sandbox and container [default: made up]
+    #[arg(long)]
+    pub(crate) id: Option<SandboxId>,
+    /// Network namespace that somebody has filled [default: that of the bundle]
+    #[arg(long, value_name = "PATH", conflicts_with = "address", value_hint = ValueHint::FilePath)]
+    pub(crate) netns: Option<PathBuf>,
+    /// An address of the guest on a network of its own, as 10.0.0.2/24; may be repeated
+    #[arg(long, value_name = "ADDRESS/LENGTH")]
+    pub(crate) address: Vec<IpNet>,
+    /// A real VM, or a simulated one [default: qemu if this host can]
+    #[arg(long, value_enum)]
+    pub(crate) vmm: Option<VmmMode>,
+    /// The host's own objects, or throw-away namespaces [default: real with qemu, else private]
+    #[arg(long, value_enum)]
+    pub(crate) host: Option<HostMode>,
+    /// Seed of a simulated VM
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// End the container after so long; the exit code is then 124
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub(crate) timeout: Option<u64>,
+    /// Set a variable of the container's environment; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<String>,
+    /// Record every message and host operation in a file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) trace: Option<PathBuf>,
+    /// Progress, output and result as JSON lines on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
+    /// Which sandbox
+    #[arg(required_unless_present = "all")]
+    pub(crate) id: Option<SandboxId>,
+    /// Every sandbox whose process is gone
+    #[arg(long, conflicts_with = "id")]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TraceCommand {
+    /// Send a trace's messages through the real actors on recorded answers, and compare
+    Replay {
+        /// What `run --trace` wrote
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the effective configuration with the origin of each value
+    Show(Json),
+    /// Explain a key, as hypervisor.default_memory
+    Explain {
+        /// The key
+        key: String,
+    },
+    /// Check a file, or what would be used
+    Check {
+        /// The file
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: Option<PathBuf>,
+    },
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() && !text.contains('\0') => Ok(text.to_owned()),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
