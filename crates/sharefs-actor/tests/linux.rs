@@ -2,6 +2,7 @@
 //!
 //! Each test has a thread in a mount namespace of its own with a tmpfs for its files, so nothing it
 //! mounts is seen elsewhere or left behind. They need root.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
