@@ -7,7 +7,7 @@ use std::time::Duration;
 use actor_shell::{Address, Ask, CurrentCause, Identity, NoTrace};
 use cgroup_actor::host::{CgroupHost, CgroupHostProxy};
 use cgroup_actor::{
-    CgroupActor, CgroupError, CgroupsAreUp, CreateCgroups, Cpuset, PlaceVcpus, PlaceVm, UndoCgroups, UpdateCpuset,
+    CgroupActor, CgroupError, CgroupsAreUp, Cpuset, CreateCgroups, PlaceVcpus, PlaceVm, UndoCgroups, UpdateCpuset,
 };
 use sandbox_model::ledger::{Journal, ProcessIdentity, Undo, UndoReport, VmFate};
 use sandbox_model::lifecycle::ActorName;
@@ -29,7 +29,7 @@ impl Lab {
     }
 
     fn with(world: Arc<World>, ledger: Rc<MemoryLedger>, host: Arc<dyn CgroupHost>) -> Self {
-        let (faults, sandbox) = (Faults::new(), SandboxId::new("pod").unwrap());
+        let (faults, sandbox) = (Faults::new(), SandboxId::new("pod").expect("a valid id"));
         let journal = Journal::new(ledger.clone(), ActorName::Cgroup);
         let domain = CgroupActor::new(journal, CgroupHostProxy::wrap(host, faults.clone()), sandbox.clone());
         let (sink, cause) = (Arc::new(NoTrace), CurrentCause::default());
@@ -39,23 +39,23 @@ impl Lab {
 
     async fn create(&self, path: Option<&str>) -> Result<CgroupsAreUp, CgroupError> {
         let path = path.map(str::to_owned);
-        self.actor.ask(CreateCgroups { path, sandbox_only: false, pin_vcpus: true }, soon()).await.unwrap()
+        self.actor.ask(CreateCgroups { path, sandbox_only: false, pin_vcpus: true }, soon()).await.expect("served")
     }
 
     async fn place(&self, vcpu_threads: &[i32]) -> Result<(), CgroupError> {
         let process = ProcessIdentity { pid: 10, start_ticks: 1 };
-        self.actor.ask(PlaceVm { process, vcpu_threads: vcpu_threads.to_vec() }, soon()).await.unwrap()
+        self.actor.ask(PlaceVm { process, vcpu_threads: vcpu_threads.to_vec() }, soon()).await.expect("served")
     }
 
     async fn cpuset(&self, container: &str, cpus: &str, update: ResourceUpdate) -> Result<Cpuset, CgroupError> {
-        let container = ContainerId::new(container).unwrap();
+        let container = ContainerId::new(container).expect("a valid id");
         let request = UpdateCpuset { container, cpus: Some(cpus.into()), mems: None, update };
-        self.actor.ask(request, soon()).await.unwrap()
+        self.actor.ask(request, soon()).await.expect("served")
     }
 
     async fn undo_all(&self, vm: VmFate) -> UndoReport {
         let entries = self.ledger.newest_first();
-        self.actor.ask(UndoCgroups(Undo { entries, vm }), soon()).await.unwrap()
+        self.actor.ask(UndoCgroups(Undo { entries, vm }), soon()).await.expect("served")
     }
 }
 
@@ -68,7 +68,8 @@ fn refusal() -> PortError {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("complete");
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
 

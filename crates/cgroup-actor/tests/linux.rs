@@ -70,7 +70,8 @@ impl Lab {
         let ledger = MemoryLedger::new();
         let actor = actor(host.clone(), &ledger, &sandbox);
         // Two threads, as a VMM has a main loop and vCPUs.
-        let program = "import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\ntime.sleep(300)";
+        let program =
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\ntime.sleep(300)";
         let vm = Vm(Command::new("python3").args(["-c", program]).spawn().expect("python3 starts"));
         Self { sandbox, ledger, host, actor, vm }
     }

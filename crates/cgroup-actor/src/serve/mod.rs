@@ -1,7 +1,7 @@
 //! How each message is performed.
 
-mod create;
 mod cpuset;
+mod create;
 mod place;
 mod undo;
 
