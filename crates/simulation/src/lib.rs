@@ -13,7 +13,7 @@ mod vmm;
 mod world;
 
 pub use agent::{SimulatedAgent, SimulatedAgentFactory};
-pub use cgroup::SimulatedCgroups;
+pub use cgroup::SimulatedCgroupHost;
 pub use device::SimulatedDeviceHost;
 pub use fault::{Fault, Faults};
 pub use ledger::MemoryLedger;

@@ -10,7 +10,7 @@ use resource_actors::host::{HostFacts, HostSize, InspectPath, PathKind};
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
 
 use crate::{
-    SimulatedAgentFactory, SimulatedCgroups, SimulatedDeviceHost, SimulatedNetwork, SimulatedShareFs,
+    SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedNetwork, SimulatedShareFs,
     SimulatedVmmFactory, World,
 };
 
@@ -21,7 +21,7 @@ pub fn simulated_ports(world: &Arc<World>) -> Ports {
         agent: Arc::new(SimulatedAgentFactory),
         network: Arc::new(SimulatedNetwork::new(world.clone())),
         share: Arc::new(SimulatedShareFs::new(world.clone())),
-        cgroup: Arc::new(SimulatedCgroups::new(world.clone())),
+        cgroup: Arc::new(SimulatedCgroupHost::new(world.clone())),
         device: Arc::new(SimulatedDeviceHost::new(world.clone())),
     }
 }
