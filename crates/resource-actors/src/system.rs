@@ -68,8 +68,7 @@ pub struct SandboxSpec {
 }
 
 /// Gives the interceptor that stands around an actor's port calls, if one shall.
-pub type Intercept =
-    Arc<dyn Fn(&SandboxId, ActorName, &CurrentCause) -> Option<Arc<dyn Interceptor>> + Send + Sync>;
+pub type Intercept = Arc<dyn Fn(&SandboxId, ActorName, &CurrentCause) -> Option<Arc<dyn Interceptor>> + Send + Sync>;
 
 /// Where a system's sandboxes are looked up.
 #[derive(Debug, Clone, Default)]

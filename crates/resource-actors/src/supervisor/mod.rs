@@ -295,11 +295,7 @@ impl Serve<StoragesForSandbox> for Supervisor {
     type Ticket = ();
     type Outcome = ();
 
-    fn plan(
-        &mut self,
-        request: StoragesForSandbox,
-        _: &Call,
-    ) -> Plan<(), <StoragesForSandbox as Request>::Reply> {
+    fn plan(&mut self, request: StoragesForSandbox, _: &Call) -> Plan<(), <StoragesForSandbox as Request>::Reply> {
         Plan::Answer(Ok(sandbox_storages(self.facts.has_share, request.shm_bytes)))
     }
 

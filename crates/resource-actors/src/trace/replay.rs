@@ -266,8 +266,7 @@ impl Replay {
             self.compare(&replayed);
         }
         self.report.cut = self.running.len();
-        self.report.states =
-            self.sandboxes.iter().map(|(id, handle)| (id.clone(), handle.status().state)).collect();
+        self.report.states = self.sandboxes.iter().map(|(id, handle)| (id.clone(), handle.status().state)).collect();
         answering.abort();
         Ok(self.report)
     }
@@ -437,12 +436,7 @@ fn absent_ports() -> Ports {
 struct AbsentFactory;
 
 impl VmmFactory for AbsentFactory {
-    fn create(
-        &self,
-        _: &SandboxId,
-        _: &std::path::Path,
-        _: &SandboxConfig,
-    ) -> Result<Arc<dyn Hypervisor>, PortError> {
+    fn create(&self, _: &SandboxId, _: &std::path::Path, _: &SandboxConfig) -> Result<Arc<dyn Hypervisor>, PortError> {
         Ok(Arc::new(Absent))
     }
 
