@@ -135,7 +135,7 @@ fn a_trace_replays_with_the_same_replies_to_the_same_state() {
     events.sort_by_key(|event| event.place().map_or(0, |place| place.seq));
     let report = replay(&events).unwrap();
     assert!(report.divergence.is_none(), "{}", report.divergence.unwrap());
-    assert_eq!((report.commands, report.cut), (15, 0));
+    assert_eq!((report.commands, report.cut), (17, 0));
     assert!(report.replies > 30, "{report:?}");
     assert_eq!(report.states.values().collect::<Vec<_>>(), [&LifecycleState::Released]);
 

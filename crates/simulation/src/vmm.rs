@@ -118,7 +118,9 @@ impl Hypervisor for SimulatedVmm {
         if vm.devices.values().any(|slot| *slot == request.slot) {
             return Err(self.error(ErrorKind::Busy, "add device", &format!("{:?} is taken", request.slot)));
         }
-        self.world.make("add device", DEVICE, self.object(&request.id))?;
+        if vm.process.is_some() {
+            self.world.make("add device", DEVICE, self.object(&request.id))?;
+        }
         vm.devices.insert(request.id, request.slot);
         let path = PciPath::behind_bridge(FIRST_BRIDGE_SLOT + request.slot.bridge, request.slot.slot);
         Ok(AddedDevice { pci_path: Some(path) })
@@ -126,8 +128,12 @@ impl Hypervisor for SimulatedVmm {
 
     async fn remove_device(&self, request: RemoveDevice, _: Instant) -> PortResult<()> {
         self.alive("remove device")?;
-        self.vm().devices.remove(&request.id);
-        self.world.remove("remove device", DEVICE, &self.object(&request.id))
+        let mut vm = self.vm();
+        match (vm.devices.remove(&request.id), &vm.process) {
+            // It only waited for the start.
+            (Some(_), None) => Ok(()),
+            _ => self.world.remove("remove device", DEVICE, &self.object(&request.id)),
+        }
     }
 
     async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<DeviceId>> {
@@ -142,6 +148,9 @@ impl Hypervisor for SimulatedVmm {
             return Err(self.error(ErrorKind::Exists, "start VM", "it has started already"));
         }
         let start_ticks = self.world.make("start VM", PROCESS, request.tag.as_str())?;
+        for device in vm.devices.keys() {
+            self.world.make("start VM", DEVICE, self.object(device))?;
+        }
         vm.process = Some(request.tag);
         (vm.vcpus, vm.vcpus_max) = (request.spec.vcpus, request.spec.vcpus_max);
         (vm.memory_mib, vm.memory_max_mib) = (request.spec.memory_mib, request.spec.memory_max_mib);
