@@ -71,7 +71,7 @@ pub trait Request: Serialize + Send + 'static {
 /// The plain state of an actor.
 pub trait Domain: Unpin + 'static {
     /// What readers may see without asking.
-    type Snapshot: Default + Send + Sync + 'static;
+    type Snapshot: Default + Serialize + Send + Sync + 'static;
 
     /// Brings `snapshot` up to date, after each message. Only what has changed needs to be written.
     fn publish(&mut self, snapshot: &mut Self::Snapshot);

@@ -147,7 +147,9 @@ async fn an_early_end_is_reported_with_the_last_words() {
 #[tokio::test]
 async fn an_earlier_run_s_process_is_ended_and_no_other() {
     let tag = tag("identity");
-    let helper = start("exec sleep 60", &tag).await;
+    let helper = start("echo up >&2; while :; do sleep 0.01; done", &tag).await;
+    // Amid an exec a process has no environment to be checked.
+    heard(&helper, "up").await;
     let process = helper.identity();
     assert_eq!(identify(process.pid).unwrap(), process);
     let impostor = ProcessIdentity { start_ticks: process.start_ticks + 1, ..process };

@@ -4,6 +4,8 @@
 //! by the supervisor; the VMM only does what it is told and reports what is true.
 #![forbid(unsafe_code)]
 
+mod qemu;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use sandbox_model::device::{PciPath, PlacedDevice};
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{DeviceId, PortError, SandboxId, port};
 use serde::{Deserialize, Serialize};
+
+pub use qemu::{Qemu, QemuFactory};
 
 /// What a VM is started with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -154,13 +158,12 @@ pub struct Capabilities {
     pub vcpu_hotplug: bool,
     /// Whether memory can be added.
     pub memory_hotplug: bool,
-    /// Slot of the first PCI bridge on the root bus; bridge N sits N slots further.
-    pub first_bridge_slot: u8,
 }
 
-mod qemu;
-
-pub use qemu::{Qemu, QemuFactory};
+/// Slot of the first PCI bridge on a VM's root bus; bridge N sits N slots further. Slot 0 is the host
+/// bridge, 1 is where a VMM's own default devices would be. Every VMM keeps to it, so that the path
+/// of a device follows from its slot.
+pub const FIRST_BRIDGE_SLOT: u8 = 2;
 
 port! {
     /// One VM.

@@ -16,7 +16,7 @@ use sandbox_model::config::{Accelerator, SandboxConfig};
 use sandbox_model::device::{
     Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, PciSlot, PlacedDevice, ShareFsDevice,
 };
-use sandbox_model::{DeviceId, Instant, PassedFd, SandboxId};
+use sandbox_model::{DeviceId, ErrorKind, Instant, Outcome, PassedFd, SandboxId};
 use tempfile::TempDir;
 
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
@@ -94,15 +94,16 @@ impl Guest {
     }
 
     /// Starts it and waits for the kernel's last line of its own: what runs as init does not matter.
-    async fn boot(&self) {
+    async fn boot(&self) -> Qemu {
         let tag = format!("guest-{}/1", std::process::id());
-        self.vm.start_vm(StartVm { spec: self.spec.clone(), tag }, in_seconds(20)).await.expect("it starts");
+        let request = StartVm { spec: self.spec.clone(), tag };
+        let started = self.vm.start_vm(request, in_seconds(20)).await.expect("it starts");
         self.vm.resume_vm((), in_seconds(5)).await.expect("it runs");
         let deadline = in_seconds(60);
         loop {
             let words = self.vm.last_words((), deadline).await.expect("never fails");
             if words.contains("as init process") {
-                return;
+                return Qemu(started.process.expect("a process").pid);
             }
             assert!(Instant::now() < deadline, "the guest does not boot:\n{words}");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -123,16 +124,51 @@ impl Guest {
     }
 }
 
+/// The process of a VM.
+struct Qemu(i32);
+
+impl Qemu {
+    /// What it has open of files, taps and sockets.
+    fn holds(&self) -> Vec<String> {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.0)).expect("it runs");
+        let targets = fds.filter_map(|fd| Some(std::fs::read_link(fd.ok()?.path()).ok()?.display().to_string()));
+        let outside = |target: &String| target.starts_with("socket:") || target.starts_with('/');
+        let own = |target: &String| ["/memfd:", "/dev/null"].iter().any(|start| target.starts_with(start));
+        targets.filter(|target| outside(target) && !own(target)).collect()
+    }
+
+    /// Waits until it holds nothing but its two sockets: what stood behind a device goes with it.
+    async fn let_go(&self) {
+        let deadline = in_seconds(5);
+        while self.holds().len() != 2 {
+            assert!(Instant::now() < deadline, "still open: {:?}", self.holds());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_guest_takes_devices_and_gives_them_back() {
     let Some(guest) = Guest::new() else { return };
     guest.add(disk(guest.dir.path(), "cold", 1)).await;
-    guest.boot().await;
+    let qemu = guest.boot().await;
+    assert!(qemu.holds().len() > 2, "{:?}", qemu.holds());
     guest.add(disk(guest.dir.path(), "hot", 17)).await;
     guest.remove("hot").await;
+    // One that is given back after its deadline: a query finds out, and the place is free.
+    let error = guest.vm.remove_device(RemoveDevice { id: id("cold") }, Instant::now()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TimedOut);
+    let soon = Instant::now() + Duration::from_millis(5);
+    let error = guest.vm.remove_device(RemoveDevice { id: id("cold") }, soon).await.unwrap_err();
+    assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful));
+    while !guest.vm.query_devices((), in_seconds(5)).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    guest.add(disk(guest.dir.path(), "cold", 1)).await;
     guest.remove("cold").await;
     assert!(guest.vm.query_devices((), in_seconds(5)).await.unwrap().is_empty());
-    // The same names and places again: nothing of them was left.
+    qemu.let_go().await;
+    // The same name and place again.
     guest.add(disk(guest.dir.path(), "hot", 17)).await;
     let request = ResizeMemory { target_mib: 300, block_mib: 128 };
     assert_eq!(guest.vm.resize_memory(request, in_seconds(5)).await.unwrap().memory_mib, 384);
@@ -154,11 +190,12 @@ async fn a_guest_takes_nics_and_a_share_and_gives_them_back() {
     let share = ShareFsDevice { socket, tag: "kataShared".into(), queue_size: 1024 };
     guest.add(placed("share", 1, DeviceConfig::ShareFs(share))).await;
     guest.add(nic("cold", 2, single)).await;
-    guest.boot().await;
+    let qemu = guest.boot().await;
     guest.add(nic("hot", 3, tap::queues(2).unwrap())).await;
     for name in ["cold", "hot", "share"] {
         guest.remove(name).await;
     }
+    qemu.let_go().await;
     // It serves one VMM only, and that has let it go.
     let exit = tokio::time::timeout(Duration::from_secs(5), daemon.wait()).await;
     assert_eq!(exit.unwrap().code, Some(0), "{}", daemon.last_words());

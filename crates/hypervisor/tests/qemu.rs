@@ -223,6 +223,44 @@ async fn a_killed_vm_is_noticed_and_everybody_told() {
 }
 
 #[tokio::test]
+async fn a_vm_that_does_not_answer_is_killed_in_time() {
+    if !has_qemu() {
+        return;
+    }
+    let bench = Bench::new("hangs");
+    let process = bench.start(bench.spec()).await.unwrap().process.unwrap();
+    let pid = rustix::process::Pid::from_raw(process.pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let soon = || Instant::now() + Duration::from_millis(100);
+    let error = bench.vm.query_devices((), soon()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TimedOut);
+    let error = bench.add(bench.disk("disk-1", 0, 0)).await.unwrap_err();
+    assert_eq!((error.kind, error.outcome), (ErrorKind::Invalid, Outcome::NotDone));
+    let error = bench.vm.add_device(bench.disk("disk-1", 0, 1), soon()).await.unwrap_err();
+    assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::NotDone), "it was never asked: {error}");
+    let exit = bench.vm.stop_vm(StopVm { term_ms: 200 }, in_seconds(20)).await.unwrap();
+    assert_eq!(exit.signal, Some(9));
+    assert!(!is_alive(process));
+}
+
+#[tokio::test]
+async fn a_start_whose_caller_left_can_be_stopped() {
+    if !has_qemu() {
+        return;
+    }
+    for wait_ms in [0, 1, 5, 40] {
+        let bench = Bench::new("left");
+        let start = bench.start(VmSpec { accelerator: Accelerator::Auto, ..bench.spec() });
+        assert!(tokio::time::timeout(Duration::from_millis(wait_ms), start).await.is_err());
+        if let Err(error) = bench.vm.stop_vm(StopVm { term_ms: 2000 }, in_seconds(20)).await {
+            assert!(error.is_absent(), "{error}");
+        }
+        let kill = KillVm { process: None, tag: bench.tag.clone(), term_ms: 0 };
+        assert!(bench.vm.kill_vm(kill, in_seconds(5)).await.unwrap_err().is_absent(), "no QEMU is left");
+    }
+}
+
+#[tokio::test]
 async fn a_start_that_fails_says_why_in_qemu_s_words_and_leaves_nothing() {
     if !has_qemu() {
         return;
@@ -230,6 +268,8 @@ async fn a_start_that_fails_says_why_in_qemu_s_words_and_leaves_nothing() {
     let bench = Bench::new("bad-kernel");
     let spec = VmSpec { kernel: "/no/such/kernel".into(), ..bench.spec() };
     let error = bench.start(spec).await.unwrap_err();
+    let wanted = "start QEMU for bad-kernel: QEMU ended with exit status 1: ";
+    assert!(error.to_string().starts_with(wanted), "{error}");
     assert!(error.cause.contains("could not open kernel file '/no/such/kernel'"), "{error}");
     assert_eq!((error.kind, error.outcome), (ErrorKind::PeerGone, Outcome::NotDone));
     let exit = bench.vm.wait_exit((), in_seconds(5)).await.unwrap();
@@ -265,6 +305,10 @@ async fn qemu_inherits_its_two_sockets_and_nothing_else() {
         assert!(allowed.iter().any(|start| target.to_string_lossy().starts_with(start)), "{targets:?}");
     }
     assert_eq!(targets.iter().filter(|target| target.to_string_lossy().starts_with("socket:")).count(), 2);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap();
+    for line in ["Seccomp:\t2", "NoNewPrivs:\t1"] {
+        assert!(status.lines().any(|found| found == line), "no {line:?} in\n{status}");
+    }
     drop(stray);
     bench.stop().await;
     assert_eq!(std::fs::read_dir(bench.dir.path()).unwrap().count(), 2, "kernel and secret, no socket");

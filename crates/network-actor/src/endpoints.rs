@@ -181,3 +181,136 @@ fn interface(view: &NamespaceView, endpoint: &Endpoint) -> GuestInterface {
         raw_flags: link.flags & IFF_NOARP,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{Address, Neighbor, Route};
+
+    const ALIAS: &str = "resource-actors:pod-1";
+
+    fn link(index: u32, name: &str, kind: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            kind: Some(kind.to_owned()),
+            mac: Some(MacAddress([2, 0, 0, 0, 0, 7])),
+            mtu: 1500,
+            ..Link::default()
+        }
+    }
+
+    fn view(links: Vec<Link>) -> NamespaceView {
+        let addresses = links
+            .iter()
+            .map(|link| Address {
+                link: link.index,
+                net: "10.0.0.2/24".parse().unwrap(),
+            })
+            .collect();
+        NamespaceView {
+            links,
+            addresses,
+            ..NamespaceView::default()
+        }
+    }
+
+    #[test]
+    fn each_kind_of_link_is_taken_or_left_out_with_a_reason() {
+        for (kind, is_taken) in [
+            ("veth", true),
+            ("macvlan", true),
+            ("ipvlan", true),
+            ("vlan", true),
+            ("tun", false),
+            ("bridge", false),
+            ("bond", false),
+            ("wireguard", false),
+            ("dummy", false),
+            ("macvtap", false),
+        ] {
+            let plan = plan(&view(vec![link(2, "net0", kind)]), ALIAS).unwrap();
+            assert_eq!(plan.endpoints.len(), usize::from(is_taken), "{kind}");
+            assert_eq!(
+                plan.skipped.len(),
+                usize::from(!is_taken),
+                "{kind}: {:?}",
+                plan.skipped
+            );
+        }
+    }
+
+    #[test]
+    fn loopback_and_links_without_an_address_are_no_endpoints() {
+        let mut lo = link(1, "lo", "");
+        lo.flags = IFF_LOOPBACK;
+        let mut seen = view(vec![lo, link(2, "eth0", "veth"), link(3, "eth1", "veth")]);
+        seen.addresses.retain(|address| address.link != 2);
+        let plan = plan(&seen, ALIAS).unwrap();
+        assert_eq!(plan.endpoints[0].link.name, "eth1");
+        assert_eq!(
+            plan.endpoints[0].tap, "tap0_kata",
+            "numbered by NIC, not by link"
+        );
+        assert_eq!(plan.skipped, ["eth0: it has no IP address"]);
+    }
+
+    #[test]
+    fn a_tap_of_that_name_is_replaced_if_ours_and_an_error_if_not() {
+        for (alias, expected) in [
+            (Some(ALIAS), Ok(true)),
+            (Some("resource-actors:pod-2"), Err(())),
+            (None, Err(())),
+        ] {
+            let mut tap = link(9, "tap0_kata", "tun");
+            tap.alias = alias.map(str::to_owned);
+            let planned = plan(&view(vec![link(2, "eth0", "veth"), tap]), ALIAS);
+            let got = planned.map(|plan| {
+                assert_eq!(
+                    plan.skipped, [""; 0],
+                    "it goes, so there is nothing to say of it"
+                );
+                plan.endpoints[0].has_leftover
+            });
+            assert_eq!(got.map_err(drop), expected, "{alias:?}");
+        }
+    }
+
+    #[test]
+    fn the_guest_hears_of_its_own_links_only_and_of_gateways_after_the_way_to_them() {
+        let route = |link, destination: Option<&str>, gateway: Option<&str>, flags| Route {
+            link,
+            destination: destination.map(|to| to.parse().unwrap()),
+            gateway: gateway.map(|to| to.parse().unwrap()),
+            source: None,
+            scope: 0,
+            is_ipv6: false,
+            flags,
+            mtu: 0,
+        };
+        let neighbor = |link| Neighbor {
+            link,
+            address: "10.0.0.9".parse().unwrap(),
+            mac: MacAddress([2, 0, 0, 0, 0, 9]),
+            state: 0x80,
+            flags: 0,
+        };
+        let mut seen = view(vec![link(2, "eth0", "veth"), link(3, "br0", "bridge")]);
+        // Dead (1) and linkdown (16) are findings of the host's kernel, onlink (4) is a wish.
+        seen.routes = vec![
+            route(2, None, Some("169.254.1.1"), 4 | 16 | 1),
+            route(3, Some("10.3.0.0/16"), None, 0),
+            route(2, Some("169.254.1.1/32"), None, 0),
+        ];
+        seen.neighbors = vec![neighbor(2), neighbor(3), neighbor(77)];
+        let guest = plan(&seen, ALIAS).unwrap().guest;
+        let routes: Vec<_> = guest
+            .routes
+            .iter()
+            .map(|r| (r.destination.map(|to| to.to_string()), r.flags))
+            .collect();
+        assert_eq!(routes, [(Some("169.254.1.1/32".to_owned()), 0), (None, 4)]);
+        assert_eq!(guest.neighbors.len(), 1);
+        assert_eq!(guest.interfaces.len(), 1);
+    }
+}

@@ -141,3 +141,83 @@ fn gateway_of(net: IpNet) -> Result<IpAddr, NetworkError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn planned(addresses: &[&str]) -> Result<Vec<String>, String> {
+        let addresses: Vec<IpNet> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        plan(&addresses, &SandboxId::new("pod-1").unwrap())
+            .map(|plan| plan.gateways.iter().map(ToString::to_string).collect())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_gateway_is_the_first_host_of_each_subnet() {
+        for (addresses, gateways) in [
+            (&["10.0.0.2/24"][..], &["10.0.0.1/24"][..]),
+            (&["10.1.2.3/8"], &["10.0.0.1/8"]),
+            (&["10.0.0.6/30"], &["10.0.0.5/30"]),
+            (&["10.0.0.2/24", "10.0.0.3/24"], &["10.0.0.1/24"]),
+            (&["fd00::2/64"], &["fd00::1/64"]),
+            (&["fd00::6/126"], &["fd00::5/126"]),
+            (
+                &["10.0.0.2/24", "fd00::2/64"],
+                &["10.0.0.1/24", "fd00::1/64"],
+            ),
+        ] {
+            assert_eq!(planned(addresses).unwrap(), gateways, "{addresses:?}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_no_room_for_a_gateway_is_refused() {
+        for (addresses, reason) in [
+            (&[][..], "at least one"),
+            (&["10.0.0.1/24"], "gateway"),
+            (&["fd00::1/64"], "gateway"),
+            (&["10.0.0.0/24"], "subnet's own"),
+            (&["10.0.0.255/24"], "broadcast"),
+            (&["fd00::/64"], "anycast"),
+            (&["10.0.0.2/31"], "1..=30"),
+            (&["10.0.0.2/32"], "1..=30"),
+            (&["10.0.0.2/0"], "1..=30"),
+            (&["fd00::2/127"], "1..=126"),
+            (&["127.0.0.2/8"], "host can have"),
+            (&["224.0.0.2/8"], "host can have"),
+            (&["10.0.0.2/24", "10.0.0.2/16"], "twice"),
+            (
+                &["10.0.0.66/24", "10.0.0.65/24", "10.0.0.70/26"],
+                "10.0.0.65/24 is the gateway's",
+            ),
+        ] {
+            let error = planned(addresses).unwrap_err();
+            assert!(error.contains(reason), "{addresses:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_breaks_it_and_a_gateway_is_a_neighbour(bits: u128, prefix in 0_u8..=128, v4: bool) {
+            let (address, prefix) = if v4 {
+                (IpAddr::from(Ipv4Addr::from_bits(bits as u32)), prefix.min(32))
+            } else {
+                (IpAddr::from(Ipv6Addr::from_bits(bits)), prefix)
+            };
+            let net = IpNet { address, prefix };
+            if let Ok(plan) = plan(&[net], &SandboxId::new("pod-1").unwrap()) {
+                let gateway = plan.gateways[0];
+                prop_assert_eq!(gateway.prefix, prefix);
+                prop_assert_ne!(gateway.address, address);
+                let network = |ip: IpAddr| match ip {
+                    IpAddr::V4(ip) => u128::from(ip.to_bits() >> (32 - prefix)),
+                    IpAddr::V6(ip) => ip.to_bits() >> (128 - prefix),
+                };
+                prop_assert_eq!(network(gateway.address), network(address));
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ use actor_shell::{Call, Completion, Domain, LocalFuture, Plan, Serve};
 use sandbox_model::ledger::{Journal, Undo, UndoItem, UndoReport};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::network::{InterworkingModel, NetworkRequest, NetworkSource};
-use sandbox_model::{PassedFd, PortError, SandboxId};
+use sandbox_model::{ErrorKind, PassedFd, PortError, SandboxId};
 
 use crate::set_up::{SetUp, Wish};
 use crate::undo::Undoing;
@@ -40,7 +40,7 @@ pub struct Held {
 }
 
 /// What readers see of the network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct NetworkSnapshot {
     /// The namespace, once the network is up.
     pub namespace: Option<PathBuf>,
@@ -152,8 +152,11 @@ impl Serve<SetUpNetwork> for NetworkActor {
     ) -> Result<NetworkIsUp, NetworkError> {
         match done {
             Completion::Finished((result, held)) => {
-                // After a failure as well: the undo that follows need not enter again.
-                if result.is_ok() || self.has_entries() {
+                // After a failure as well: the undo that follows need not enter again. Unless a
+                // call got no answer: it may still be using the socket.
+                let is_silent =
+                    matches!(&result, Err(NetworkError::Host(e)) if e.kind == ErrorKind::TimedOut);
+                if !is_silent && (result.is_ok() || self.has_entries()) {
                     self.held = held;
                 }
                 result
@@ -185,14 +188,19 @@ impl Serve<UndoNetwork> for NetworkActor {
     }
 
     fn settle(&mut self, undo: Undo, done: Completion<UndoReport>) -> UndoReport {
-        if !self.has_entries() {
-            self.held = None;
-        }
-        match done {
+        let report = match done {
             Completion::Finished(report) => report,
             Completion::DeadlinePassed => unanswered(&undo, "its deadline passed"),
             Completion::Interrupted => unanswered(&undo, "it was interrupted"),
+        };
+        // A call without an answer may still be using the socket, so the next undo enters anew.
+        let is_silent = report
+            .failed()
+            .any(|(_, error)| error.kind == ErrorKind::TimedOut);
+        if is_silent || !self.has_entries() {
+            self.held = None;
         }
+        report
     }
 }
 

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actor_shell::{Address, Arbiters, Ask, CurrentCause, Domain, Identity, NoTrace, StartError, spawn};
-use cgroup_actor::{CgroupActor, CgroupHost, CgroupHostProxy};
-use device_actor::{DeviceActor, DeviceHost, DeviceHostProxy};
+use cgroup_actor::CgroupActor;
+use cgroup_actor::host::{CgroupHost, CgroupHostProxy};
+use device_actor::DeviceActor;
+use device_actor::host::{DeviceHost, DeviceHostProxy};
 use guest_agent::{AgentFactory, GuestAgent, GuestAgentProxy};
-use hypervisor::{Hypervisor, HypervisorProxy, VmmFactory};
+use hypervisor::{FIRST_BRIDGE_SLOT, Hypervisor, HypervisorProxy, VmmFactory};
 use network_actor::{NetworkActor, NetworkHost, NetworkHostProxy};
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::layout::{STATE_DIR, SandboxDir};
@@ -524,7 +526,8 @@ impl Bare {
             let host = bare.wrap(ActorName::Device, cause, bare.parts.ports.device.clone(), DeviceHostProxy::wrap);
             let vmm = bare.vmm(ActorName::Device, cause);
             let bridges = bare.config.hypervisor.default_bridges;
-            DeviceActor::new(bare.journal(ActorName::Device), vmm, host, bare.id.clone(), bridges)
+            let journal = bare.journal(ActorName::Device);
+            DeviceActor::new(journal, vmm, host, bare.id.clone(), bridges, FIRST_BRIDGE_SLOT)
         })
     }
 

@@ -23,6 +23,13 @@ pub struct SetUpShare {
     pub bind_mounts: Vec<SandboxBindMount>,
 }
 
+/// Checks that the daemon has shut itself in: a mount namespace of its own, and seccomp.
+///
+/// virtiofsd does so when the VMM connects, not when it starts, so this is asked once the VMM has the
+/// device and before the guest is trusted with anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyShare {}
+
 /// Shows a container's root file system to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareRootfs {
@@ -98,6 +105,11 @@ pub enum ShareFsError {
 impl Request for SetUpShare {
     type Reply = Result<ShareFsDevice, ShareFsError>;
     const NAME: &'static str = "SetUpShare";
+}
+
+impl Request for VerifyShare {
+    type Reply = Result<(), ShareFsError>;
+    const NAME: &'static str = "VerifyShare";
 }
 
 impl Request for ShareRootfs {

@@ -2,11 +2,17 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod fault;
 mod ledger;
+mod network;
+mod share;
 mod vmm;
 mod world;
 
 pub use device::SimulatedDeviceHost;
+pub use fault::{Fault, Faults};
 pub use ledger::MemoryLedger;
+pub use network::SimulatedNetwork;
+pub use share::{RealMountsSimulatedDaemon, SimulatedShareFs};
 pub use vmm::{SimulatedVmm, SimulatedVmmFactory};
 pub use world::World;

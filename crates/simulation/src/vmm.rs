@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
-use hypervisor::{
+use hypervisor::{FIRST_BRIDGE_SLOT, 
     AddedDevice, Capabilities, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus,
     ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
 };
@@ -21,8 +21,6 @@ use crate::World;
 /// Kinds of objects in the world.
 const PROCESS: &str = "process";
 const DEVICE: &str = "vm-device";
-/// Slot of the first bridge on the root bus, as QEMU's q35 has it here.
-const FIRST_BRIDGE_SLOT: u8 = 2;
 
 /// One simulated VM. Its process and each of its devices are objects of the [`World`].
 #[derive(Debug)]
@@ -127,7 +125,6 @@ impl Hypervisor for SimulatedVmm {
             share_fs: true,
             vcpu_hotplug: true,
             memory_hotplug: true,
-            first_bridge_slot: FIRST_BRIDGE_SLOT,
         })
     }
 

@@ -42,7 +42,7 @@ struct Clients {
 }
 
 /// What others see of the devices without asking.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DevicesInBrief {
     /// Slots that are free.
     pub free_slots: usize,

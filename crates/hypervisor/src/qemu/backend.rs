@@ -12,7 +12,7 @@ use nix::libc;
 use sandbox_model::device::{
     Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, ShareFsDevice, VfioDevice, VsockBackend, VsockDevice,
 };
-use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
+use sandbox_model::{ErrorKind, Instant, Outcome, PassedFd, PortError, PortResult};
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout_at};
@@ -28,10 +28,10 @@ const RELEASE_RETRY: Duration = Duration::from_millis(5);
 /// Something that was made for a device and goes after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Backend {
-    /// A named descriptor that nothing has taken yet.
+    /// A named descriptor. What is made from it takes it: then there is none of that name any more.
     Fd(String),
     /// A set of descriptors that files are opened from.
-    FdSet(i64),
+    FdSet(u64),
     /// A block node.
     Node(String),
     /// The host side of a NIC.
@@ -61,7 +61,7 @@ pub(super) struct Maker<'a> {
     pub(super) vm: &'a Vm,
     /// The device, for errors.
     pub(super) object: &'a str,
-    /// Makes QEMU's names: block nodes take 31 characters at most, fewer than a device's id has.
+    /// Makes QEMU's names: a block node's has 31 characters at most, fewer than a device's id may.
     pub(super) number: u64,
     pub(super) deadline: Instant,
     /// What was made so far, also if an error follows.
@@ -82,18 +82,21 @@ impl Maker<'_> {
         Ok(properties)
     }
 
-    async fn execute(&self, command: Command) -> PortResult<Value> {
-        self.vm.execute_on(self.object, command, self.deadline).await
+    /// Makes `backend` by `command`. One whose making is doubtful counts as made.
+    async fn produce(&mut self, backend: Backend, command: Command) -> PortResult<()> {
+        let result = self.vm.execute_on(self.object, command, self.deadline).await;
+        if result.as_ref().err().is_none_or(|error| error.outcome == Outcome::Doubtful) {
+            self.made.push(backend);
+        }
+        result.map(|_| ())
     }
 
     async fn block(&mut self, block: &BlockDevice) -> PortResult<Value> {
         let read_only = block.access == Access::ReadOnly;
         let (file, driver) = open_disk(block.clone()).await?;
-        let reply = self.execute(Command::new("add-fd", Value::Null).with_fd(file)).await?;
-        let set = reply["fdset-id"].as_i64().ok_or_else(|| {
-            PortError::new(ErrorKind::Protocol, "add-fd", self.object, "the reply names no fdset").doubtful()
-        })?;
-        self.made.push(Backend::FdSet(set));
+        let set = self.number;
+        let add = Command::new("add-fd", json!({ "fdset-id": set })).with_fd(file);
+        self.produce(Backend::FdSet(set), add).await?;
         let node = format!("drive-{}", self.number);
         let format = match block.format {
             DiskFormat::Raw => "raw",
@@ -105,8 +108,7 @@ impl Maker<'_> {
                 "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": read_only, "cache": cache,
             },
         });
-        self.execute(Command::new("blockdev-add", arguments)).await?;
-        self.made.push(Backend::Node(node.clone()));
+        self.produce(Backend::Node(node.clone()), Command::new("blockdev-add", arguments)).await?;
         let mut properties = json!({ "driver": "virtio-blk-pci", "drive": node });
         if let Some(serial) = &block.serial {
             properties["serial"] = serial.as_str().into();
@@ -119,7 +121,6 @@ impl Maker<'_> {
             let cause = format!("{} descriptors for {} queue pairs", network.queues.len(), network.queue_pairs);
             return Err(PortError::new(ErrorKind::Invalid, "netdev_add", self.object, cause));
         }
-        let before = self.made.len();
         let mut names = Vec::new();
         for (queue, fd) in network.queues.iter().enumerate() {
             names.push(self.pass(&format!("tap{queue}"), fd.clone()).await?);
@@ -127,13 +128,10 @@ impl Maker<'_> {
         let netdev = format!("net-{}", self.number);
         let mut arguments = json!({ "type": "tap", "id": netdev, "vhost": false });
         arguments[if names.len() == 1 { "fd" } else { "fds" }] = names.join(":").into();
-        self.execute(Command::new("netdev_add", arguments)).await?;
-        // The netdev has taken them.
-        self.made.truncate(before);
-        self.made.push(Backend::Netdev(netdev.clone()));
+        self.produce(Backend::Netdev(netdev.clone()), Command::new("netdev_add", arguments)).await?;
         let mut properties = json!({ "driver": "virtio-net-pci", "netdev": netdev, "mac": network.mac.to_string() });
-        if network.mtu > 0 {
-            properties["host_mtu"] = network.mtu.into();
+        if let Ok(mtu @ 1..) = u16::try_from(network.mtu) {
+            properties["host_mtu"] = mtu.into();
         }
         if network.queue_pairs > 1 {
             properties["mq"] = true.into();
@@ -160,10 +158,7 @@ impl Maker<'_> {
                 let path = "/dev/vhost-vsock";
                 let device = std::fs::OpenOptions::new().read(true).write(true).open(path);
                 let device = device.map_err(|error| PortError::os("open", path, error))?;
-                let before = self.made.len();
                 let name = self.pass("vhost", PassedFd::new(device.into())).await?;
-                // The device takes it, or QEMU closes it when that fails.
-                self.made.truncate(before);
                 Ok(json!({ "driver": "vhost-vsock-pci", "guest-cid": vsock.cid, "vhostfd": name }))
             }
         }
@@ -174,19 +169,16 @@ impl Maker<'_> {
         let object = || format!("{} for {}", socket.display(), self.object);
         let refused = |error: std::io::Error| PortError::os("connect", object(), error);
         let connected = timeout_at(self.deadline, UnixStream::connect(socket)).await;
-        let connected =
-            connected.map_err(|_| PortError::timed_out("connect", object(), "the daemon does not accept"))?;
+        let connected = connected
+            .map_err(|_| PortError::new(ErrorKind::TimedOut, "connect", object(), "the daemon does not accept"))?;
         let stream = connected.and_then(UnixStream::into_std).map_err(refused)?;
         stream.set_nonblocking(false).map_err(refused)?;
-        let before = self.made.len();
         let name = self.pass("vhost-user", PassedFd::new(OwnedFd::from(stream))).await?;
         let chardev = format!("char-{}", self.number);
         let address = json!({ "type": "fd", "data": { "str": name } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-        self.execute(Command::new("chardev-add", json!({ "id": chardev, "backend": backend }))).await?;
-        // The chardev has taken it.
-        self.made.truncate(before);
-        self.made.push(Backend::Chardev(chardev.clone()));
+        let add = Command::new("chardev-add", json!({ "id": chardev, "backend": backend }));
+        self.produce(Backend::Chardev(chardev.clone()), add).await?;
         Ok(chardev)
     }
 
@@ -196,8 +188,8 @@ impl Maker<'_> {
             return Err(PortError::new(ErrorKind::Invalid, "getfd", self.object, "no live descriptor"));
         }
         let name = format!("{what}-{}", self.number);
-        self.execute(Command::new("getfd", json!({ "fdname": name })).with_fd(fd)).await?;
-        self.made.push(Backend::Fd(name.clone()));
+        let get = Command::new("getfd", json!({ "fdname": name })).with_fd(fd);
+        self.produce(Backend::Fd(name.clone()), get).await?;
         Ok(name)
     }
 }
@@ -208,12 +200,14 @@ pub(super) async fn release(vm: &Vm, object: &str, made: Vec<Backend>) {
     let deadline = Instant::now() + RELEASE_PATIENCE;
     for backend in made.iter().rev() {
         while let Err(error) = vm.execute_on(object, backend.removal(), deadline).await {
-            let may_retry = matches!(error.kind, ErrorKind::Busy) && Instant::now() < deadline;
-            if !may_retry {
-                tracing::warn!(%error, ?backend, "a device's backend stays in QEMU");
-                break;
+            match error.kind {
+                ErrorKind::NotFound => break,
+                ErrorKind::Busy if Instant::now() < deadline => sleep(RELEASE_RETRY).await,
+                _ => {
+                    tracing::warn!(%error, ?backend, "a device's backend stays in QEMU");
+                    break;
+                }
             }
-            sleep(RELEASE_RETRY).await;
         }
     }
 }

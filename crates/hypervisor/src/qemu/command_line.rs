@@ -7,11 +7,8 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::VmSpec;
+use crate::{FIRST_BRIDGE_SLOT, VmSpec};
 
-/// Slot of the first bridge on the root bus; bridge N sits N slots further. Slot 0 is the host
-/// bridge, 1 is where QEMU's own default devices would be.
-pub(super) const FIRST_BRIDGE_SLOT: u8 = 2;
 /// Number of the control channel's socket in QEMU.
 pub(super) const QMP_FD: RawFd = 3;
 /// Number of the serial console's socket in QEMU.

@@ -118,3 +118,111 @@ async fn last_look(vm: &Vm, id: &str) -> PortResult<()> {
 fn is(event: &Event, name: &str, device: &str) -> bool {
     event.name == name && event.data["device"] == device
 }
+
+#[cfg(test)]
+mod tests {
+    use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat, PciSlot};
+    use serde_json::Value;
+
+    use super::*;
+
+    const DELETED: &str = r#"{"event": "DEVICE_DELETED", "data": {"device": "d", "path": "/machine/peripheral/d"}}"#;
+    const OTHER: &str = r#"{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/cpu-1/lapic"}}"#;
+    const REFUSED: &str = r#"{"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "d"}}"#;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(100)
+    }
+
+    fn list(names: &[&str]) -> Value {
+        json!({ "return": names.iter().map(|name| json!({ "name": name, "type": "child<x>" })).collect::<Vec<_>>() })
+    }
+
+    /// One line of a script: what the peer says unasked, or how it answers the next command.
+    enum Line {
+        Event(&'static str),
+        Answer(&'static str, Value),
+    }
+
+    /// Unplugs `d` from a VM that follows the script.
+    async fn scripted(lines: Vec<Line>, deadline: Instant) -> PortResult<()> {
+        let (vm, mut peer) = Vm::scripted().await;
+        let script = tokio::spawn(async move {
+            for line in lines {
+                match line {
+                    Line::Event(event) => peer.say(event).await,
+                    Line::Answer(command, reply) => assert_eq!(peer.answer(reply).await["execute"], command),
+                }
+            }
+            peer
+        });
+        let result = unplug(&vm, "d", deadline).await;
+        script.await.unwrap();
+        vm.process.kill().await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn an_early_event_is_not_believed_and_a_second_one_harms_nobody() {
+        let script = vec![
+            Line::Event(DELETED),
+            Line::Answer("device_del", json!({ "return": {} })),
+            Line::Event(OTHER),
+            Line::Answer("qom-list", list(&["d", "pci-bridge-0"])),
+            Line::Event(DELETED),
+            Line::Event(DELETED),
+            Line::Answer("qom-list", list(&["pci-bridge-0"])),
+        ];
+        scripted(script, Instant::now() + Duration::from_secs(20)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_an_event_the_vmm_is_asked_what_is_true() {
+        let asked = |names: &[&str]| {
+            vec![Line::Answer("device_del", json!({ "return": {} })), Line::Answer("qom-list", list(names))]
+        };
+        scripted(asked(&[]), soon()).await.unwrap();
+        let error = scripted(asked(&["d"]), soon()).await.unwrap_err();
+        assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful));
+    }
+
+    #[tokio::test]
+    async fn a_guest_may_refuse() {
+        let script = vec![Line::Answer("device_del", json!({ "return": {} })), Line::Event(REFUSED)];
+        let error = scripted(script, Instant::now() + Duration::from_secs(20)).await.unwrap_err();
+        assert_eq!((error.kind, error.outcome), (ErrorKind::Refused, Outcome::NotDone));
+    }
+
+    #[tokio::test]
+    async fn a_refused_device_leaves_nothing_behind_it() {
+        let (vm, mut peer) = Vm::scripted().await;
+        let refusal = json!({ "error": { "class": "GenericError", "desc": "no" } });
+        let script = tokio::spawn(async move {
+            let mut heard = Vec::new();
+            for reply in [json!({ "return": { "fdset-id": 7 } }), json!({ "return": {} }), refusal] {
+                heard.push(peer.answer(reply).await["execute"].clone());
+            }
+            // The node is busy at first: the device that was refused is freed a little later.
+            let busy = json!({ "error": { "class": "GenericError", "desc": "Node drive-7 is in use" } });
+            for reply in [busy, json!({ "return": {} }), json!({ "return": {} })] {
+                heard.push(peer.answer(reply).await["execute"].clone());
+            }
+            heard
+        });
+        let config = DeviceConfig::Block(BlockDevice {
+            path: "/etc/passwd".into(),
+            access: Access::ReadOnly,
+            format: DiskFormat::Raw,
+            direct: false,
+            serial: None,
+        });
+        let id = sandbox_model::DeviceId::new("d").unwrap();
+        let device = PlacedDevice { id, slot: PciSlot { bridge: 0, slot: 1 }, config };
+        let failed = plug(&vm, &device, 7, Instant::now() + Duration::from_secs(20)).await.unwrap_err();
+        assert_eq!(failed.error.to_string(), "device_add block d: no");
+        assert!(failed.left.is_empty());
+        let heard = script.await.unwrap();
+        assert_eq!(heard, ["add-fd", "blockdev-add", "device_add", "blockdev-del", "blockdev-del", "remove-fd"]);
+        vm.process.kill().await.unwrap();
+    }
+}

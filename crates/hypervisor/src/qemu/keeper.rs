@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use sandbox_model::device::{PciPath, PlacedDevice};
-use sandbox_model::{DeviceId, ErrorKind, Instant, PortError, PortResult, SandboxId};
+use sandbox_model::{DeviceId, ErrorKind, Instant, Outcome, PortError, PortResult, SandboxId};
 use tokio::sync::{mpsc, watch};
 
 use super::accelerator::KvmProbe;
 use super::backend::{Backend, release};
-use super::command_line::FIRST_BRIDGE_SLOT;
+use crate::FIRST_BRIDGE_SLOT;
 use super::devices::{check_place, plug, unplug};
 use super::ticket::{NoReply, ticket};
 use super::vm::Vm;
@@ -126,7 +126,7 @@ impl Keeper {
                 Ok(())
             }
             Err(failed) => {
-                if failed.error.outcome == sandbox_model::Outcome::Doubtful {
+                if failed.error.outcome == Outcome::Doubtful {
                     self.plugged.insert(device.id.clone(), failed.left);
                 }
                 Err(failed.error)
@@ -152,7 +152,7 @@ impl Keeper {
         unplugged
     }
 
-    /// The devices that exist, of those that were added.
+    /// The devices that exist, of those that were added. Settles what was doubtful.
     pub(super) async fn query(&mut self, deadline: Instant) -> PortResult<Vec<DeviceId>> {
         let Some(vm) = self.running() else {
             return Ok(self.waiting.iter().map(|device| device.id.clone()).collect());
@@ -161,7 +161,15 @@ impl Keeper {
             return Ok(Vec::new());
         }
         let names = vm.device_names(deadline).await?;
-        Ok(self.plugged.keys().filter(|id| names.iter().any(|name| name == id.as_str())).cloned().collect())
+        let is_there = |id: &DeviceId| names.iter().any(|name| name == id.as_str());
+        // QEMU answers in order: what is absent now is what a doubtful call has not made, or what
+        // the guest let go after its deadline.
+        let (there, gone) = std::mem::take(&mut self.plugged).into_iter().partition(|(id, _)| is_there(id));
+        self.plugged = there;
+        for (id, backends) in gone {
+            release(&vm, id.as_str(), backends).await;
+        }
+        Ok(self.plugged.keys().cloned().collect())
     }
 
     /// Starts QEMU and plugs the devices that wait. When this fails nothing runs.
@@ -178,9 +186,23 @@ impl Keeper {
             Ok(started) => Ok(started),
             Err(error) => {
                 self.plugged.clear();
-                Err(vm.abandon(error).await)
+                Err(self.abandon(&vm, error).await)
             }
         }
+    }
+
+    /// Ends a VM whose start failed: nothing of it remains, or the outcome is doubtful.
+    async fn abandon(&self, vm: &Vm, mut error: PortError) -> PortError {
+        error.outcome = match vm.process.kill().await {
+            Ok(_) => Outcome::NotDone,
+            Err(_) => Outcome::Doubtful,
+        };
+        if error.kind == ErrorKind::PeerGone {
+            // It ended by itself: what counts is not the command that it did not answer.
+            self.name.as_str().clone_into(&mut error.object);
+            "start QEMU for".clone_into(&mut error.operation);
+        }
+        error
     }
 
     async fn set_up(&mut self, vm: &Vm, deadline: Instant) -> PortResult<StartedVm> {

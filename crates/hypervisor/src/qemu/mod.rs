@@ -36,7 +36,6 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use self::accelerator::KvmProbe;
-use self::command_line::FIRST_BRIDGE_SLOT;
 use self::keeper::{Keeper, KeeperHandle};
 use self::qmp::Command;
 use self::vm::Vm;
@@ -91,6 +90,15 @@ impl Qemu {
         let vm = self.vm.borrow().clone();
         vm.ok_or_else(|| PortError::new(ErrorKind::NotFound, operation, self.name.as_str(), "the VM was not started"))
     }
+
+    /// The VM, once a start that is under way has made it or failed: its caller may have left.
+    async fn settled(&self, operation: &str, deadline: Instant) -> PortResult<Arc<Vm>> {
+        if self.vm.borrow().is_none() && self.keeper.get().is_some() {
+            let turn = self.keeper().run(operation, self.name.as_str(), deadline, |_| Box::pin(async { Ok(()) }));
+            turn.await?;
+        }
+        self.vm(operation)
+    }
 }
 
 #[async_trait]
@@ -103,7 +111,6 @@ impl Hypervisor for Qemu {
             share_fs: true,
             vcpu_hotplug: true,
             memory_hotplug: true,
-            first_bridge_slot: FIRST_BRIDGE_SLOT,
         })
     }
 
@@ -139,7 +146,8 @@ impl Hypervisor for Qemu {
     }
 
     async fn stop_vm(&self, request: StopVm, deadline: Instant) -> PortResult<VmExit> {
-        self.vm("stop")?.stop(Duration::from_millis(request.term_ms), deadline).await
+        let vm = self.settled("stop", deadline).await?;
+        vm.stop(Duration::from_millis(request.term_ms), deadline).await
     }
 
     async fn wait_exit(&self, (): (), deadline: Instant) -> PortResult<VmExit> {
@@ -155,6 +163,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn kill_vm(&self, request: KillVm, deadline: Instant) -> PortResult<()> {
+        // Not before a start of our own has shown its process.
+        if let Err(error) = self.settled("kill", deadline).await
+            && !error.is_absent()
+        {
+            return Err(error);
+        }
         end_process(request.process, &request.tag, Duration::from_millis(request.term_ms), deadline).await
     }
 

@@ -4,10 +4,11 @@
 //! ordered by QMP, one command at a time.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use helper_process::{HelperExit, HelperProcess, HelperSpec, LastWords};
-use sandbox_model::{ErrorKind, Instant, Outcome, PassedFd, PortError, PortResult};
+use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::{timeout, timeout_at};
@@ -18,6 +19,8 @@ use crate::{StartVm, VmExit, VmSpec};
 
 /// How long a QEMU that closed its control channel may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+/// Lines of stderr, and of the console, that an error carries.
+const ERROR_LINES: usize = 8;
 
 /// One QEMU.
 #[derive(Debug)]
@@ -78,9 +81,11 @@ impl Vm {
         if let Ok(exit) = timeout(END_PATIENCE, self.process.wait()).await {
             error.cause = format!("QEMU ended with {exit}");
         }
-        let words = self.last_words();
-        if !words.is_empty() {
-            error.cause = format!("{}: {words}", error.cause);
+        for words in [self.process.last_words(), self.console.text()] {
+            let words = last_lines(&words);
+            if !words.is_empty() {
+                error.cause = format!("{}: {words}", error.cause);
+            }
         }
         error
     }
@@ -103,7 +108,17 @@ impl Vm {
             .filter_map(|cpu| Some((cpu["cpu-index"].as_i64()?, i32::try_from(cpu["thread-id"].as_i64()?).ok()?)))
             .collect();
         vcpus.sort_unstable();
-        Ok(vcpus.into_iter().map(|(_, thread)| thread).collect())
+        let threads: Vec<i32> = vcpus.into_iter().map(|(_, thread)| thread).collect();
+        // They will be moved between cgroups: a QEMU that lies must not have us move a stranger's.
+        let tasks = Path::new("/proc").join(self.process.identity().pid.to_string()).join("task");
+        match threads.iter().find(|thread| !tasks.join(thread.to_string()).exists()) {
+            None => Ok(threads),
+            Some(thread) if self.process.try_exit().is_none() => {
+                let cause = format!("{thread} is no thread of QEMU");
+                Err(PortError::new(ErrorKind::Protocol, "query-cpus-fast", "QEMU", cause))
+            }
+            Some(_) => Err(self.gone("query-cpus-fast", "QEMU").await),
+        }
     }
 
     /// Whether the vCPUs run.
@@ -136,21 +151,17 @@ impl Vm {
         Ok(self.ended().await)
     }
 
-    /// Takes back a start that failed: nothing of it remains, or the outcome is doubtful.
-    pub(super) async fn abandon(&self, mut error: PortError) -> PortError {
-        error.outcome = match self.process.kill().await {
-            Ok(_) => Outcome::NotDone,
-            Err(_) => Outcome::Doubtful,
-        };
-        error
-    }
-
     /// Waits until it has ended, whoever ended it.
     pub(super) async fn ended(&self) -> VmExit {
         let HelperExit { code, signal } = self.process.wait().await;
         self.console.complete().await;
         VmExit { code, signal, last_words: self.last_words() }
     }
+}
+
+fn last_lines(words: &str) -> String {
+    let lines: Vec<&str> = words.lines().collect();
+    lines[lines.len().saturating_sub(ERROR_LINES)..].join("\n")
 }
 
 /// The elements of a list in a reply; nothing if it is no list.
@@ -163,4 +174,54 @@ fn socket_pair() -> PortResult<(UnixStream, PassedFd)> {
     let (ours, theirs) = UnixStream::pair().map_err(refused)?;
     let theirs = theirs.into_std().map_err(refused)?;
     Ok((ours, PassedFd::new(OwnedFd::from(theirs))))
+}
+
+#[cfg(test)]
+impl Vm {
+    /// A VM whose process sleeps and whose control channel ends at a scripted peer.
+    pub(super) async fn scripted() -> (Self, super::qmp::peer::Peer) {
+        let (ours, mut peer) = super::qmp::peer::Peer::pair();
+        peer.say(super::qmp::peer::GREETING).await;
+        let spec = HelperSpec { program: "/bin/sleep".into(), args: vec!["60".into()], ..HelperSpec::default() };
+        let vm = Self {
+            process: HelperProcess::spawn(spec).await.unwrap(),
+            qmp: Qmp::new(ours),
+            console: LastWords::of(tokio::io::empty()),
+            executor: Executor::Tcg,
+            spec: VmSpec {
+                program: "/bin/sleep".into(),
+                machine: "q35".into(),
+                accelerator: sandbox_model::config::Accelerator::Tcg,
+                kernel: "/k".into(),
+                initrd: None,
+                kernel_params: String::new(),
+                vcpus: 1,
+                vcpus_max: 4,
+                memory_mib: 128,
+                memory_max_mib: 1024,
+                memory_slots: 4,
+                shared_memory: false,
+                bridges: 1,
+            },
+        };
+        (vm, peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stranger_s_thread_is_no_vcpu() {
+        let (vm, mut peer) = Vm::scripted().await;
+        let own = vm.process.identity().pid;
+        for (thread, wanted) in [(own, Ok(vec![own])), (1, Err(ErrorKind::Protocol))] {
+            let reply = json!({ "return": [{ "cpu-index": 0, "thread-id": thread }] });
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let (got, _) = tokio::join!(vm.vcpu_threads(deadline), peer.answer(reply));
+            assert_eq!(got.map_err(|error| error.kind), wanted);
+        }
+        vm.process.kill().await.unwrap();
+    }
 }

@@ -127,7 +127,7 @@ impl SandboxStore for DirectoryStore {
         let file = OpenOptions::new().read(true).append(true).custom_flags(NOFOLLOW).open(&path);
         let mut file = file.map_err(|error| PortError::os("open", &shown, error))?;
         let mut text = String::new();
-        let length = file.by_ref().take(LEDGER_BYTES_MAX).read_to_string(&mut text);
+        let length = Read::by_ref(&mut file).take(LEDGER_BYTES_MAX).read_to_string(&mut text);
         length.map_err(|error| PortError::os("read", &shown, error))?;
         let (table, same_boot) = read(&text, sandbox, &boot_id()?).map_err(|(line, violation)| {
             PortError::new(ErrorKind::Invalid, "read", format!("{shown} line {line}"), violation.to_string())

@@ -5,6 +5,7 @@ mod vm;
 mod volume;
 
 pub use vm::{vm_base, vm_spec};
+pub(crate) use volume::needs_source;
 pub use volume::{VolumePlan, plan_volume};
 
 use oci_spec::runtime::{LinuxResources, Mount};

@@ -145,15 +145,26 @@ impl Domain for Supervisor {
     }
 }
 
-/// How a step ended.
-pub(crate) enum Ended<D> {
-    Done(D, Facts),
-    Failed { failure: StepFailure, is_fatal: bool },
+/// How a step ended: its answer, and what it means for the sandbox.
+#[derive(Debug)]
+pub struct Settled<R> {
+    reply: R,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    /// It succeeded.
+    Commit { state: LifecycleState, facts: Box<Facts> },
+    /// It failed and was undone: all is as before.
+    Keep,
+    /// It failed, and what is true now is not what was before.
+    Fail(String),
 }
 
 impl<S: Step> Serve<S> for Supervisor {
     type Ticket = S;
-    type Outcome = Ended<S::Done>;
+    type Outcome = Settled<S::Reply>;
 
     fn plan(&mut self, step: S, _: &Call) -> Plan<S, S::Reply> {
         if S::KIND.fits(self.state) {
@@ -167,45 +178,62 @@ impl<S: Step> Serve<S> for Supervisor {
         }))
     }
 
-    fn perform(&self, step: &S, call: &Call) -> LocalFuture<Ended<S::Done>> {
-        Box::pin(run(step.clone(), self.crew.clone(), self.facts.clone(), call.clone()))
+    fn perform(&self, step: &S, call: &Call) -> LocalFuture<Settled<S::Reply>> {
+        let (crew, facts, call, state) = (self.crew.clone(), self.facts.clone(), call.clone(), self.state);
+        let step = step.clone();
+        Box::pin(async move {
+            match run(step, crew, facts, call).await {
+                Ok((done, facts)) => {
+                    let state = S::next(state, &done);
+                    Settled { reply: Ok(done), verdict: Verdict::Commit { state, facts: Box::new(facts) } }
+                }
+                Err((failure, is_fatal)) => {
+                    let is_lasting = is_fatal || !failure.undo.is_clean();
+                    let verdict = if is_lasting { Verdict::Fail(failure.to_string()) } else { Verdict::Keep };
+                    Settled { reply: Err(failure.into()), verdict }
+                }
+            }
+        })
     }
 
-    fn settle(&mut self, _: S, done: Completion<Ended<S::Done>>) -> S::Reply {
-        match done {
-            Completion::Finished(Ended::Done(done, facts)) => {
-                self.facts = facts;
-                self.state = S::next(self.state, &done);
-                if self.state != LifecycleState::Failed {
+    fn settle(&mut self, _: S, done: Completion<Settled<S::Reply>>) -> S::Reply {
+        let Completion::Finished(Settled { reply, verdict }) = done else {
+            let failure = StepFailure {
+                sandbox: self.crew.sandbox.clone(),
+                step: S::NAME.to_owned(),
+                actor: ActorName::Supervisor,
+                doing: "undo".to_owned(),
+                cause: Cause::Interrupted,
+                undo: UndoReport::default(),
+            };
+            self.fail(format!("{failure}: the undo did not end in time"));
+            return Err(failure.into());
+        };
+        match verdict {
+            Verdict::Commit { state, facts } => {
+                self.facts = *facts;
+                self.state = state;
+                if state == LifecycleState::Failed {
+                    self.failure.get_or_insert_with(|| "clean-up left something behind".to_owned());
+                } else {
                     self.failure = None;
                 }
-                Ok(done)
             }
-            Completion::Finished(Ended::Failed { failure, is_fatal }) => {
-                if is_fatal || !failure.undo.is_clean() {
-                    self.fail(failure.to_string());
-                }
-                Err(failure.into())
-            }
-            Completion::DeadlinePassed | Completion::Interrupted => {
-                let failure = StepFailure {
-                    sandbox: self.crew.sandbox.clone(),
-                    step: S::NAME.to_owned(),
-                    actor: ActorName::Supervisor,
-                    doing: "undo".to_owned(),
-                    cause: Cause::Interrupted,
-                    undo: UndoReport::default(),
-                };
-                self.fail(format!("{failure}: the undo did not end in time"));
-                Err(failure.into())
-            }
+            Verdict::Keep => {}
+            Verdict::Fail(why) => self.fail(why),
         }
+        reply
     }
 }
 
 /// Runs a step to its end, its deadline, an interruption or the VM's end, and undoes it unless it
-/// succeeded.
-async fn run<S: Step>(step: S, crew: Rc<Crew>, facts: Facts, call: Call) -> Ended<S::Done> {
+/// succeeded. The flag of a failure says that nobody knows what is true any more.
+async fn run<S: Step>(
+    step: S,
+    crew: Rc<Crew>,
+    facts: Facts,
+    call: Call,
+) -> Result<(S::Done, Facts), (StepFailure, bool)> {
     let (mark, begun) = (crew.mark(), Instant::now());
     let vm_runs = facts.vm.is_some() || S::KIND == StepKind::StartVm;
     // These two end the VM, or outlive its end.
@@ -215,7 +243,7 @@ async fn run<S: Step>(step: S, crew: Rc<Crew>, facts: Facts, call: Call) -> Ende
     let error = tokio::select! {
         biased;
         done = tokio::time::timeout_at(call.deadline, work) => match done {
-            Ok(Ok((done, facts))) => return Ended::Done(done, facts),
+            Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => late(&crew, begun).await,
         },
@@ -233,7 +261,7 @@ async fn run<S: Step>(step: S, crew: Rc<Crew>, facts: Facts, call: Call) -> Ende
     let is_fatal = error.is_death() || (vm_is_gone && S::KIND != StepKind::StartVm);
     let StepError { actor, doing, cause } = error;
     let (sandbox, step) = (crew.sandbox.clone(), S::NAME.to_owned());
-    Ended::Failed { failure: StepFailure { sandbox, step, actor, doing, cause, undo }, is_fatal }
+    Err((StepFailure { sandbox, step, actor, doing, cause, undo }, is_fatal))
 }
 
 /// The entries that were made after `mark`.

@@ -8,6 +8,8 @@
 mod channel;
 mod lines;
 #[cfg(test)]
+pub(super) mod peer;
+#[cfg(test)]
 mod tests;
 
 use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};

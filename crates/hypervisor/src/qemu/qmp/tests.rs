@@ -4,38 +4,14 @@ use std::time::Duration;
 
 use sandbox_model::Outcome;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 
+use super::peer::{GREETING, Peer};
 use super::*;
 
-const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
-
-/// The peer's end.
-struct Peer(BufReader<UnixStream>);
-
-impl Peer {
-    async fn say(&mut self, line: &str) {
-        self.0.get_mut().write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
-    }
-
-    async fn hear(&mut self) -> Value {
-        let mut line = String::new();
-        self.0.read_line(&mut line).await.unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    /// Hears a command and answers `reply` with its id.
-    async fn answer(&mut self, mut reply: Value) -> Value {
-        let command = self.hear().await;
-        reply["id"] = command["id"].clone();
-        self.say(&reply.to_string()).await;
-        command
-    }
-}
-
 fn silent() -> (Qmp, Peer) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    (Qmp::new(ours), Peer(BufReader::new(theirs)))
+    let (ours, peer) = Peer::pair();
+    (Qmp::new(ours), peer)
 }
 
 async fn greeted() -> (Qmp, Peer) {

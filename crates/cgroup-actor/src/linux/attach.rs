@@ -1,0 +1,147 @@
+//! Moving processes and threads, setting cpusets, pinning.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::CgroupPid;
+use cgroups_rs::fs::{Cgroup, Subsystem};
+use rustix::thread::{CpuSet, Pid, sched_setaffinity};
+use sandbox_model::ledger::ProcessIdentity;
+use sandbox_model::{ErrorKind, PortError, PortResult};
+
+use crate::host::{CgroupMode, Group, PinThreads, Place, SetCpuset};
+
+/// What `cgroups-rs` refused, with the kernel's number if there is one.
+fn refused(operation: &str, object: impl Into<String>, error: cgroups_rs::fs::error::Error) -> PortError {
+    let object = object.into();
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(errno) => PortError::os(operation, object, io::Error::from_raw_os_error(errno)),
+        None => PortError::new(ErrorKind::Refused, operation, object, error.to_string()),
+    }
+}
+
+/// Writes to a file of a group that is there; never makes one.
+fn write(path: &Path, text: &str) -> PortResult<()> {
+    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| PortError::os(format!("write {text:?} to"), path.display().to_string(), error))
+}
+
+/// The process must still be the one meant, and the threads its own.
+fn check(process: ProcessIdentity, threads: &[i32]) -> PortResult<()> {
+    let object = format!("pid {}", process.pid);
+    if helper_process::identify(process.pid)? != process {
+        let cause = "another process has its pid now";
+        return Err(PortError::new(ErrorKind::Foreign, "place in cgroup", object, cause));
+    }
+    let is_own = |thread: &&i32| !Path::new(&format!("/proc/{}/task/{thread}", process.pid)).exists();
+    match threads.iter().find(is_own) {
+        Some(thread) => {
+            let cause = format!("{thread} is not a thread of it");
+            Err(PortError::new(ErrorKind::NotFound, "place in cgroup", object, cause))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The group's controllers on v1, those that we may write to.
+fn on_v1(group: &Group, act: impl Fn(&Subsystem) -> PortResult<()>) -> PortResult<()> {
+    let Some(v1) = group.hierarchies.get() else {
+        let cause = "the message carries no hierarchies";
+        return Err(PortError::new(ErrorKind::Invalid, "use cgroup", group.path.clone(), cause));
+    };
+    let cgroup = Cgroup::load(Box::new((**v1).clone()), &group.path);
+    let mut done: Vec<PathBuf> = Vec::new();
+    for subsystem in cgroup.subsystems() {
+        let path = subsystem.to_controller().path().to_owned();
+        // Controllers that are mounted together have one directory; cpuset has files of its own in it.
+        let is_new = !done.contains(&path) || matches!(subsystem, Subsystem::CpuSet(_));
+        if is_new && group.directories.contains(&path) {
+            act(subsystem)?;
+            done.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Moves a process or threads of it.
+pub(super) fn place(request: &Place) -> PortResult<()> {
+    let threads = request.threads.as_deref().unwrap_or_default();
+    check(request.process, threads)?;
+    let pid = |pid: i32| CgroupPid::from(u64::from(pid.unsigned_abs()));
+    match (request.group.mode, &request.threads) {
+        (CgroupMode::V1, None) => on_v1(&request.group, |subsystem| {
+            let moved = subsystem.to_controller().add_task_by_tgid(&pid(request.process.pid));
+            moved.map_err(|error| refused("place process in", place_name(subsystem), error))
+        }),
+        (CgroupMode::V1, Some(threads)) => on_v1(&request.group, |subsystem| {
+            let controller = subsystem.to_controller();
+            let moved = threads.iter().try_for_each(|thread| controller.add_task(&pid(*thread)));
+            moved.map_err(|error| refused("place threads in", place_name(subsystem), error))
+        }),
+        (CgroupMode::V2, _) => {
+            let text = request.process.pid.to_string();
+            request.group.directories.iter().try_for_each(|group| write(&group.join("cgroup.procs"), &text))
+        }
+    }
+    .map_err(|error| error.doubtful())
+}
+
+fn place_name(subsystem: &Subsystem) -> String {
+    subsystem.to_controller().path().display().to_string()
+}
+
+/// Sets CPUs and memory nodes of a group.
+pub(super) fn set_cpuset(request: &SetCpuset) -> PortResult<()> {
+    let SetCpuset { group, cpuset } = request;
+    match group.mode {
+        CgroupMode::V1 => on_v1(group, |subsystem| {
+            let Subsystem::CpuSet(controller) = subsystem else { return Ok(()) };
+            let path = subsystem.to_controller().path();
+            // Nodes first: a group without nodes takes no task, and CPUs alone do not help it.
+            let mems = or_parents(path, "cpuset.mems", &cpuset.mems)?;
+            controller.set_mems(&mems).map_err(|error| refused("set cpuset.mems of", place_name(subsystem), error))?;
+            let cpus = or_parents(path, "cpuset.cpus", &cpuset.cpus)?;
+            controller.set_cpus(&cpus).map_err(|error| refused("set cpuset.cpus of", place_name(subsystem), error))
+        }),
+        CgroupMode::V2 => group.directories.iter().try_for_each(|path| {
+            for (file, list) in [("cpuset.mems", &cpuset.mems), ("cpuset.cpus", &cpuset.cpus)] {
+                // An empty line gives back what the parent has.
+                write(&path.join(file), &format!("{list}\n"))?;
+            }
+            Ok(())
+        }),
+    }
+    .map_err(|error| error.doubtful())
+}
+
+/// On v1 a list cannot be emptied while tasks are in the group: "all" is what the parent has.
+fn or_parents(group: &Path, file: &str, list: &str) -> PortResult<String> {
+    if !list.is_empty() {
+        return Ok(list.to_owned());
+    }
+    let parent = group.parent().unwrap_or(group).join(file);
+    let read = std::fs::read_to_string(&parent);
+    read.map(|text| text.trim().to_owned())
+        .map_err(|error| PortError::os("read", parent.display().to_string(), error))
+}
+
+/// Sets on which CPUs threads may run.
+pub(super) fn pin(request: &PinThreads) -> PortResult<()> {
+    let threads: Vec<i32> = request.threads.iter().map(|(thread, _)| *thread).collect();
+    check(request.process, &threads)?;
+    for (thread, cpus) in &request.threads {
+        let object = format!("thread {thread} of pid {}", request.process.pid);
+        let mut set = CpuSet::new();
+        let listed = cpus.iter().map(|cpu| *cpu as usize).filter(|cpu| *cpu < CpuSet::MAX_CPU);
+        listed.for_each(|cpu| set.set(cpu));
+        if cpus.is_empty() {
+            // The kernel keeps only those of the thread's cpuset.
+            (0..CpuSet::MAX_CPU).for_each(|cpu| set.set(cpu));
+        }
+        sched_setaffinity(Pid::from_raw(*thread), &set)
+            .map_err(|error| PortError::os("sched_setaffinity", object, error).doubtful())?;
+    }
+    Ok(())
+}

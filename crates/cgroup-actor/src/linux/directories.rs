@@ -1,0 +1,170 @@
+//! Making and removing the groups' directories.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cgroups_rs::fs::{Cgroup, Subsystem};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, lstat, mkdir, statfs, unlinkat};
+use rustix::io::Errno;
+use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
+
+use super::within;
+use crate::host::{CgroupMode, MadeGroup, MakeGroup, RemoveGroup};
+
+/// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+const CGROUP_MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+/// How often the making starts over because somebody removed the joint parent in between.
+const MAKE_TRIES: usize = 3;
+/// How long a group may take to become empty: a process that has been reaped is gone at once, one
+/// that still runs must not hold up the rest of a clean-up.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
+/// First pause between two attempts; each next one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
+fn failed(operation: &str, path: &Path, error: impl Into<io::Error>) -> PortError {
+    PortError::os(operation, path.display().to_string(), error)
+}
+
+/// Makes the directories; from the first one on a failure is doubtful.
+pub(super) fn make(request: &MakeGroup) -> PortResult<MadeGroup> {
+    let mut tries = 0;
+    while let Err(error) = make_all(request) {
+        tries += 1;
+        // Another sandbox was the last to use the parent, and removed it.
+        let was_removed = error.is_absent() && request.joint_parent;
+        if !was_removed || tries == MAKE_TRIES {
+            return Err(error.doubtful());
+        }
+    }
+    prepare_cpuset(request).map_err(|error| error.doubtful())?;
+    let inode = |path: &PathBuf| lstat(path).map(|facts| facts.st_ino).map_err(|error| failed("lstat", path, error));
+    let inodes = request.missing.iter().map(inode).collect::<PortResult<_>>().map_err(|error| error.doubtful())?;
+    Ok(MadeGroup { inodes })
+}
+
+fn make_all(request: &MakeGroup) -> PortResult<()> {
+    for path in &request.missing {
+        let is_leaf = request.group.directories.contains(path);
+        match mkdir(path, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) if request.joint_parent && !is_leaf => {}
+            // Made by the attempt before.
+            Err(Errno::EXIST) if request.joint_parent && path.is_dir() => {}
+            Err(error) => return Err(failed("mkdir", path, error)),
+        }
+    }
+    Ok(())
+}
+
+/// A new cpuset group of v1 is empty and takes no task: it gets what its parent has.
+fn prepare_cpuset(request: &MakeGroup) -> PortResult<()> {
+    let (CgroupMode::V1, Some(v1)) = (request.group.mode, request.group.hierarchies.get()) else { return Ok(()) };
+    let group = Cgroup::load(Box::new((**v1).clone()), &request.group.path);
+    for subsystem in group.subsystems() {
+        let controller = subsystem.to_controller();
+        if matches!(subsystem, Subsystem::CpuSet(_)) && request.group.directories.iter().any(|d| d == controller.path())
+        {
+            controller.create().map_err(|error| {
+                PortError::new(ErrorKind::Refused, "fill cpuset", request.group.path.clone(), error.to_string())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// What became of one directory.
+#[derive(Debug)]
+enum Removal {
+    Removed,
+    Absent,
+    /// A parent that others use.
+    Left,
+    /// Not empty: with the processes in it.
+    Busy(Vec<i32>),
+}
+
+/// Removes the directories, children first, each group when it has become empty.
+pub(super) async fn remove(request: RemoveGroup, deadline: Instant) -> PortResult<()> {
+    let patience = deadline.min(Instant::now() + EMPTY_PATIENCE);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let again = request.clone();
+        let object = request.directories.first().map(|path| path.display().to_string()).unwrap_or_default();
+        let attempt = within("rmdir", object, deadline, move || Ok(remove_all(&again))).await?;
+        let is_busy = attempt.values().any(|removal| matches!(removal, Ok(Removal::Busy(_))));
+        if !is_busy || Instant::now() + pause > patience {
+            return verdict(attempt);
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}
+
+fn remove_all(request: &RemoveGroup) -> BTreeMap<PathBuf, PortResult<Removal>> {
+    let mut removals = BTreeMap::new();
+    for (n, path) in request.directories.iter().enumerate().rev() {
+        let inode = request.inodes.as_ref().and_then(|inodes| inodes.get(n).copied());
+        let is_parent = request.directories.iter().any(|other| other != path && other.starts_with(path));
+        removals.insert(path.clone(), remove_one(path, inode, is_parent));
+    }
+    removals
+}
+
+fn remove_one(path: &Path, inode: Option<u64>, is_parent: bool) -> PortResult<Removal> {
+    let facts = match lstat(path) {
+        Ok(facts) => facts,
+        Err(Errno::NOENT) => return Ok(Removal::Absent),
+        Err(error) => return Err(failed("lstat", path, error)),
+    };
+    // A parent that went and came back belongs to a sandbox that is still there.
+    let is_same = inode.is_none_or(|inode| inode == facts.st_ino);
+    if !is_same && is_parent {
+        return Ok(Removal::Left);
+    }
+    let is_group = FileType::from_raw_mode(facts.st_mode) == FileType::Directory
+        && statfs(path).is_ok_and(|fs| CGROUP_MAGICS.contains(&fs.f_type));
+    if !is_same || !is_group {
+        let cause = "it is not the group that was made here";
+        return Err(PortError::new(ErrorKind::Foreign, "rmdir", path.display().to_string(), cause));
+    }
+    match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+        Ok(()) => Ok(Removal::Removed),
+        Err(Errno::NOENT) => Ok(Removal::Absent),
+        Err(Errno::BUSY | Errno::NOTEMPTY) if is_parent => Ok(Removal::Left),
+        Err(Errno::BUSY | Errno::NOTEMPTY) => Ok(Removal::Busy(processes(path))),
+        Err(error) => Err(failed("rmdir", path, error)),
+    }
+}
+
+/// The processes in a group; a thread of one is enough.
+fn processes(path: &Path) -> Vec<i32> {
+    let listed = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    listed.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// All removals as one: every hierarchy's trouble is told.
+fn verdict(removals: BTreeMap<PathBuf, PortResult<Removal>>) -> PortResult<()> {
+    let (mut trouble, mut kind, mut was_there) = (Vec::new(), None, false);
+    for (path, removal) in removals {
+        match removal {
+            Ok(Removal::Absent | Removal::Left) => {}
+            Ok(Removal::Removed) => was_there = true,
+            Ok(Removal::Busy(pids)) => {
+                let inside = if pids.is_empty() { "groups of others".into() } else { format!("processes {pids:?}") };
+                trouble.push(format!("{} still holds {inside}", path.display()));
+                kind.get_or_insert(ErrorKind::Busy);
+            }
+            Err(error) => {
+                kind.get_or_insert(error.kind);
+                trouble.push(error.to_string());
+            }
+        }
+    }
+    match kind {
+        Some(kind) => Err(PortError::new(kind, "remove", "cgroup", trouble.join("; "))),
+        None if was_there => Ok(()),
+        None => Err(PortError::new(ErrorKind::NotFound, "remove", "cgroup", "all its directories are gone")),
+    }
+}

@@ -1,0 +1,97 @@
+//! Which hierarchies there are and what is missing in them.
+
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::fs::hierarchies::{V1, is_cgroup2_unified_mode};
+use cgroups_rs::fs::{Hierarchy, Subsystem};
+use rustix::fs::{Access, access};
+use sandbox_model::Live;
+
+use crate::host::{CgroupMode, Group, GroupPath, Survey};
+
+/// Where a v2-only host has its hierarchy.
+const UNIFIED: &str = "/sys/fs/cgroup";
+
+/// What a group would be.
+pub(super) fn survey(unified: Option<PathBuf>, wanted: &GroupPath) -> Survey {
+    if let Some(root) = unified {
+        return Search::new(wanted, CgroupMode::V2, Live::absent()).finish(vec![("v2".into(), root)]);
+    }
+    if is_cgroup2_unified_mode() {
+        return Search::new(wanted, CgroupMode::V2, Live::absent()).finish(vec![("v2".into(), UNIFIED.into())]);
+    }
+    // A hybrid host, too: its controllers are where limits of the pod are.
+    let v1 = V1::new();
+    let mounted = v1.subsystems().iter().map(|sub| (sub.controller_name(), base(sub))).collect();
+    Search::new(wanted, CgroupMode::V1, Live::new(v1)).finish(mounted)
+}
+
+fn base(subsystem: &Subsystem) -> PathBuf {
+    subsystem.to_controller().path().to_owned()
+}
+
+struct Search<'a> {
+    wanted: &'a GroupPath,
+    survey: Survey,
+}
+
+impl<'a> Search<'a> {
+    fn new(wanted: &'a GroupPath, mode: CgroupMode, hierarchies: Live<V1>) -> Self {
+        let group = Group { path: wanted.path.clone(), directories: Vec::new(), mode, hierarchies };
+        Self { wanted, survey: Survey { group, ..Survey::default() } }
+    }
+
+    fn finish(mut self, mut roots: Vec<(String, PathBuf)>) -> Survey {
+        if roots.is_empty() {
+            self.survey.not_enforced.push("this host has no cgroup hierarchy mounted".into());
+        }
+        // Controllers that are mounted together share their directories.
+        roots.sort_by(|a, b| a.1.cmp(&b.1));
+        roots.dedup_by(|a, b| a.1 == b.1);
+        for (controller, root) in roots {
+            self.hierarchy(&controller, &root);
+        }
+        self.survey
+    }
+
+    fn hierarchy(&mut self, controller: &str, root: &Path) {
+        let leaf = root.join(&self.wanted.path);
+        let is_below = |path: &&Path| path.starts_with(root) && *path != root;
+        let mut missing: Vec<&Path> =
+            leaf.ancestors().take_while(is_below).take_while(|path| !path.is_dir()).collect();
+        // Where something is made, we must be able to write; likewise in the group itself if it is there.
+        let holder = missing.last().and_then(|path| path.parent()).unwrap_or(&leaf);
+        if let Err(error) = access(holder, Access::WRITE_OK) {
+            let reason = std::io::Error::from(error);
+            self.survey.not_enforced.push(format!("{controller}: {} is not writable: {reason}", holder.display()));
+            return;
+        }
+        let parent = leaf.parent().filter(|parent| self.wanted.joint_parent && is_below(parent));
+        if let Some(parent) = parent.filter(|parent| !missing.contains(parent)) {
+            missing.push(parent);
+        }
+        self.survey.missing.extend(missing.into_iter().rev().map(Path::to_owned));
+        self.survey.group.directories.push(leaf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_listed_parents_first_and_a_joint_parent_always() {
+        let root = tempfile::tempdir().unwrap();
+        let missing = |path: &str, joint_parent| {
+            let wanted = GroupPath { path: path.into(), joint_parent };
+            let survey = survey(Some(root.path().into()), &wanted);
+            let relative = |path: PathBuf| path.strip_prefix(root.path()).unwrap().display().to_string();
+            survey.missing.into_iter().map(relative).collect::<Vec<_>>()
+        };
+        assert_eq!(missing("a/b/c", false), ["a", "a/b", "a/b/c"]);
+        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
+        assert_eq!(missing("a/b/c", false), ["a/b/c"]);
+        assert_eq!(missing("a/b", false), Vec::<String>::new());
+        assert_eq!(missing("a/x", true), ["a", "a/x"]);
+    }
+}

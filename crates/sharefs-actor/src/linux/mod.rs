@@ -1,0 +1,81 @@
+//! The real host.
+
+mod attributes;
+mod daemon;
+mod mounts;
+mod tree;
+
+use std::path::PathBuf;
+
+use sandbox_model::{Instant, PortError, PortResult, port};
+
+use crate::host::{
+    Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost, Source, StartDaemon,
+    VerifyDaemon,
+};
+
+/// The Linux host: new mount API (Linux 5.12 or later), openat2, virtiofsd. It needs `CAP_SYS_ADMIN` over its
+/// mount namespace.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinuxShareFsHost;
+
+/// Runs `call` beside the arbiter, no longer than until `deadline`. A path may hang (NFS, FUSE).
+async fn on_host<T: Send + 'static>(
+    operation: &'static str,
+    object: PathBuf,
+    deadline: Instant,
+    call: impl FnOnce() -> PortResult<T> + Send + 'static,
+) -> PortResult<T> {
+    match tokio::time::timeout_at(deadline, actor_shell::blocking(call)).await {
+        Ok(result) => result,
+        Err(_) => Err(PortError::timed_out(operation, object.display().to_string(), "the kernel did not return")),
+    }
+}
+
+#[port::async_trait]
+impl ShareFsHost for LinuxShareFsHost {
+    async fn make_directory(&self, request: Below, deadline: Instant) -> PortResult<Inode> {
+        on_host("mkdirat", request.absolute(), deadline, move || tree::make_directory(&request)).await
+    }
+
+    async fn make_file(&self, request: Below, deadline: Instant) -> PortResult<Inode> {
+        on_host("openat", request.absolute(), deadline, move || tree::make_file(&request)).await
+    }
+
+    async fn remove_directory(&self, request: Remove, deadline: Instant) -> PortResult<()> {
+        on_host("rmdir", request.at.absolute(), deadline, move || tree::remove_directory(&request)).await
+    }
+
+    async fn remove_file(&self, request: Remove, deadline: Instant) -> PortResult<()> {
+        on_host("unlinkat", request.at.absolute(), deadline, move || tree::remove_file(&request)).await
+    }
+
+    async fn export(&self, request: Export, deadline: Instant) -> PortResult<Mounted> {
+        on_host("move_mount", request.to.absolute(), deadline, move || mounts::export(&request)).await
+    }
+
+    async fn open_source(&self, request: PathBuf, deadline: Instant) -> PortResult<Source> {
+        on_host("open", request.clone(), deadline, move || mounts::open_source(&request)).await
+    }
+
+    async fn attach(&self, request: Attach, deadline: Instant) -> PortResult<Mounted> {
+        on_host("move_mount", request.at.absolute(), deadline, move || mounts::attach(&request)).await
+    }
+
+    async fn detach(&self, request: Detach, deadline: Instant) -> PortResult<()> {
+        on_host("umount2", request.at.absolute(), deadline, move || mounts::detach(&request)).await
+    }
+
+    async fn start_daemon(&self, request: StartDaemon, deadline: Instant) -> PortResult<Daemon> {
+        daemon::start(request, deadline).await
+    }
+
+    async fn verify_daemon(&self, request: VerifyDaemon, deadline: Instant) -> PortResult<()> {
+        let object = PathBuf::from(format!("/proc/{}", request.process.pid));
+        on_host("verify virtiofsd", object, deadline, move || daemon::verify(&request)).await
+    }
+
+    async fn end_daemon(&self, request: EndDaemon, deadline: Instant) -> PortResult<()> {
+        daemon::end(request, deadline).await
+    }
+}

@@ -1,0 +1,5 @@
+//! How each message is served.
+
+mod set_up;
+mod share;
+mod undo;

@@ -1,0 +1,142 @@
+//! A ledger in memory and an actor on it.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actor_shell::{Address, Ask, CurrentCause, Identity as Who, NoTrace, Request, Serve, spawn};
+use sandbox_model::config::VirtioFsCache;
+use sandbox_model::device::Access;
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Journal, Ledger, Record, Scope, Undo, UndoReport, VmFate};
+use sandbox_model::lifecycle::ActorName;
+use sandbox_model::request::SandboxBindMount;
+use sandbox_model::{ContainerId, Instant, PortError, SandboxId};
+use sharefs_actor::{SetUpShare, ShareFsActor, ShareFsHost, ShareRootfs, ShareVolume, UndoShares};
+
+/// Keeps live entries, as a ledger file read back would.
+#[derive(Debug, Default)]
+pub struct MemoryLedger(RefCell<(u64, Vec<Entry>)>);
+
+impl Ledger for MemoryLedger {
+    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> Result<EntryId, PortError> {
+        let (last, live) = &mut *self.0.borrow_mut();
+        *last += 1;
+        live.push(Entry { id: EntryId(*last), actor, scope, object, identity: None });
+        Ok(EntryId(*last))
+    }
+
+    fn append(&self, record: Record) -> Result<(), PortError> {
+        let (_, live) = &mut *self.0.borrow_mut();
+        match record {
+            Record::Done { entry, identity } => {
+                live.iter_mut().filter(|e| e.id == entry).for_each(|e| e.identity = Some(identity.clone()));
+            }
+            Record::Refused { entry } | Record::Undone { entry } => live.retain(|e| e.id != entry),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn live(&self) -> Vec<Entry> {
+        self.0.borrow().1.clone()
+    }
+
+    fn entry(&self, id: EntryId) -> Option<Entry> {
+        self.live().into_iter().find(|entry| entry.id == id)
+    }
+}
+
+/// One sandbox's actor, its ledger and its directory.
+pub struct Sandbox {
+    pub actor: Address<ShareFsActor>,
+    pub ledger: Rc<MemoryLedger>,
+    pub dir: SandboxDir,
+    host: Arc<dyn ShareFsHost>,
+    id: SandboxId,
+}
+
+pub fn container(name: &str) -> ContainerId {
+    ContainerId::new(name).unwrap()
+}
+
+impl Sandbox {
+    pub fn new(host: Arc<dyn ShareFsHost>, state_dir: &std::path::Path, id: &str) -> Self {
+        let id = SandboxId::new(id).unwrap();
+        let dir = SandboxDir::new(state_dir, &id);
+        let ledger = Rc::new(MemoryLedger::default());
+        let actor = Self::start(&ledger, &host, &dir, &id);
+        Self { actor, ledger, dir, host, id }
+    }
+
+    fn start(
+        ledger: &Rc<MemoryLedger>,
+        host: &Arc<dyn ShareFsHost>,
+        dir: &SandboxDir,
+        id: &SandboxId,
+    ) -> Address<ShareFsActor> {
+        let journal = Journal::new(ledger.clone(), ActorName::ShareFs);
+        let who = Who {
+            actor: ActorName::ShareFs,
+            sandbox: id.clone(),
+            bound: 8,
+            sink: Arc::new(NoTrace),
+            cause: CurrentCause::default(),
+        };
+        spawn(ShareFsActor::new(journal, host.clone(), dir.clone(), id.clone()), who)
+    }
+
+    /// As after a crash: the ledger is all that is left. `forget` loses identities as well.
+    pub fn restart(&mut self, forget: bool) {
+        if forget {
+            self.ledger.0.borrow_mut().1.iter_mut().for_each(|entry| entry.identity = None);
+        }
+        self.actor = Self::start(&self.ledger, &self.host, &self.dir, &self.id);
+    }
+
+    pub async fn ask<R: Request>(&self, request: R) -> R::Reply
+    where
+        ShareFsActor: Serve<R>,
+    {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        self.actor.ask(request, Ask { deadline, cause: None }).await.unwrap()
+    }
+
+    pub fn wish(daemon: &str, bind_mounts: Vec<SandboxBindMount>) -> SetUpShare {
+        SetUpShare { daemon: daemon.into(), cache: VirtioFsCache::Auto, queue_size: 1024, bind_mounts }
+    }
+
+    pub fn rootfs(who: &str, source: impl Into<PathBuf>, access: Access) -> ShareRootfs {
+        ShareRootfs { container: container(who), source: source.into(), access }
+    }
+
+    pub fn volume(who: &str, source: impl Into<PathBuf>, destination: &str, access: Access) -> ShareVolume {
+        ShareVolume { container: container(who), source: source.into(), destination: destination.into(), access }
+    }
+
+    pub async fn undo(&self, mut entries: Vec<Entry>) -> UndoReport {
+        entries.reverse();
+        self.ask(UndoShares(Undo { entries, vm: VmFate::Gone })).await
+    }
+
+    /// Undoes everything, twice.
+    pub async fn release(&self) {
+        let all = self.ledger.live();
+        let report = self.undo(all.clone()).await;
+        assert!(report.is_clean(), "{report:#?}");
+        assert_eq!(self.ledger.live(), []);
+        assert!(self.undo(all).await.is_clean(), "a second undo finds nothing to do");
+    }
+
+    pub fn of_container(&self, who: &str) -> Vec<Entry> {
+        let scope = Scope::Container(container(who));
+        self.ledger.live().into_iter().filter(|entry| entry.scope == scope).collect()
+    }
+
+    /// Entries newer than `since` others.
+    pub fn newer_than(&self, since: EntryId) -> Vec<Entry> {
+        self.ledger.live().into_iter().filter(|entry| entry.id > since).collect()
+    }
+}
