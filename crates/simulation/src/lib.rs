@@ -1,6 +1,8 @@
 //! Simulated hypervisor, guest agent and kernel: for determinism and scale, never the only proof.
 #![forbid(unsafe_code)]
 
+mod agent;
+mod cgroup;
 mod device;
 mod fault;
 mod ledger;
@@ -9,6 +11,8 @@ mod share;
 mod vmm;
 mod world;
 
+pub use agent::{SimulatedAgent, SimulatedAgentFactory};
+pub use cgroup::SimulatedCgroups;
 pub use device::SimulatedDeviceHost;
 pub use fault::{Fault, Faults};
 pub use ledger::MemoryLedger;
