@@ -34,6 +34,10 @@ impl Bundle {
         let dir = dir.canonicalize().map_err(|error| unreadable(dir, &error))?;
         let file = dir.join("config.json");
         let text = read_bounded(&file).map_err(|cause| unreadable(&file, &cause))?;
+        // Serde would take a list for a struct whose fields are all optional.
+        if text.trim_ascii_start().first() == Some(&b'[') {
+            return Err(unreadable(&file, &"is a list, and must be an object"));
+        }
         let mut deserializer = serde_json::Deserializer::from_slice(&text);
         let spec: Spec = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             let path = error.path().to_string();

@@ -162,7 +162,7 @@ fn vsock_daemon(path: &Path) -> Check {
 }
 
 fn file(name: &'static str, path: Option<&Path>, key: &str) -> Check {
-    let fix = format!("cargo xtask guest   # builds target/guest, or set {key}");
+    let fix = format!("cargo xtask guest-image   # builds target/guest, or set {key}");
     match path.filter(|path| !path.as_os_str().is_empty()) {
         Some(path) if path.exists() => ok(name, path.display().to_string()),
         Some(path) => lacks(name, State::Missing, format!("no {}", path.display()), fix),

@@ -4,6 +4,7 @@
 //!
 //! * [`cli`]: the command line. [`commands`]: one file for each verb.
 //! * [`settings`]: which configuration counts. [`mode`]: which VMM, and whose host objects.
+//! * [`world`]: the ports of each mode. [`owner`]: whether a sandbox is run by a living process.
 //! * [`private`]: throw-away namespaces. [`doctor`]: what this host can do.
 //! * [`bundle`] and [`amend`]: the OCI spec on its way into the guest.
 //! * [`output`]: errors, progress, tables.
@@ -15,8 +16,10 @@ mod commands;
 mod doctor;
 mod mode;
 mod output;
+mod owner;
 mod private;
 mod settings;
+mod world;
 
 fn main() -> std::process::ExitCode {
     commands::dispatch()

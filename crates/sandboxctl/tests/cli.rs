@@ -1,5 +1,7 @@
 //! The built program from outside: exit codes, which stream gets what, what errors say.
 
+#![expect(clippy::unwrap_used, reason = "a test panics when its premise does not hold")]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

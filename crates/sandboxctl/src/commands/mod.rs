@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, Global};
-use crate::output::{Failure, data};
+use crate::cli::{Cli, Command, Global, TraceCommand};
+use crate::output::{Code, Failure, data};
 
 /// Reads the command line and serves it. No thread exists yet, so a verb may still enter namespaces.
 pub(crate) fn dispatch() -> ExitCode {
@@ -29,7 +29,10 @@ pub(crate) fn dispatch() -> ExitCode {
         Command::List(flags) => finish(sandboxes::list(&cli.global, flags.json), flags.json),
         Command::Inspect { id, json } => finish(sandboxes::inspect(&cli.global, &id, json.json), json.json),
         Command::Cleanup(args) => finish(sandboxes::cleanup(&cli.global, &args), args.json.json),
-        Command::Trace(command) => trace::trace(&command),
+        Command::Trace(command) => {
+            let TraceCommand::Replay { json, .. } = &command;
+            finish(trace::trace(&command), json.json)
+        }
         Command::Doctor(flags) => finish(doctor::doctor(&cli.global, flags.json), flags.json),
         Command::Config(command) => finish(config::config(&cli.global, &command), false),
         Command::Completions { shell } => {
@@ -82,4 +85,10 @@ fn start_log(global: &Global) {
         .with_target(false)
         .without_time()
         .init();
+}
+
+/// The runtime of a verb that talks to sandboxes; their actors live on threads of their own.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Failure::early(Code::HOST, "cannot start", error, "sandboxctl doctor"))
 }

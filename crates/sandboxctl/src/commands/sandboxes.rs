@@ -1,13 +1,180 @@
-// STUB
-use crate::cli::{CleanupArgs, Global};
-use crate::output::Failure;
+//! `list`, `inspect`, `cleanup`: sandboxes of whichever process, by their ledgers.
+
+use std::fs;
+use std::path::Path;
+
+use resource_actors::ledger::{DirectoryStore, LedgerTable, SandboxStore, read};
+use resource_actors::{ResourceSystem, SandboxError};
 use sandbox_model::SandboxId;
-pub(crate) fn list(_: &Global, _: bool) -> Result<(), Failure> {
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{Entry, UndoReport, Undone};
+use serde_json::{Value, json};
+
+use crate::cli::{CleanupArgs, Global};
+use crate::output::table::columns;
+use crate::output::{Code, Exit, Failure, data, json as print_json};
+use crate::{owner, world};
+
+/// What is known of a sandbox from outside.
+struct Seen {
+    id: SandboxId,
+    /// Whether a living process runs it.
+    runs: bool,
+    /// Whether the host has been booted since: then what it names is gone.
+    old_boot: bool,
+    ledger: LedgerTable,
+}
+
+impl Seen {
+    fn state(&self) -> &'static str {
+        match (self.runs, self.old_boot) {
+            (true, _) => "running",
+            (false, false) => "left",
+            (false, true) => "left by an earlier boot",
+        }
+    }
+}
+
+/// Prints one line for each sandbox.
+pub(crate) fn list(global: &Global, as_json: bool) -> Result<(), Failure> {
+    let seen: Result<Vec<_>, _> = ids(global)?.into_iter().map(|id| look(&global.state_dir, id)).collect();
+    let seen = seen?;
+    if as_json {
+        let rows = seen.iter().map(|one| json!({"id": one.id, "state": one.state(), "objects": one.ledger.len()}));
+        print_json(&json!({"v": 1, "sandboxes": rows.collect::<Vec<_>>()}));
+        return Ok(());
+    }
+    let header = ["SANDBOX", "STATE", "OBJECTS"].map(str::to_owned).to_vec();
+    let row = |one: &Seen| vec![one.id.to_string(), one.state().to_owned(), one.ledger.len().to_string()];
+    data(&columns(&[header].into_iter().chain(seen.iter().map(row)).collect::<Vec<_>>()));
     Ok(())
 }
-pub(crate) fn inspect(_: &Global, _: &SandboxId, _: bool) -> Result<(), Failure> {
+
+/// Prints what a sandbox's ledger says.
+pub(crate) fn inspect(global: &Global, id: &SandboxId, as_json: bool) -> Result<(), Failure> {
+    let seen = look(&global.state_dir, id.clone())?;
+    if as_json {
+        let objects: Vec<_> = seen.ledger.entries().collect();
+        print_json(&json!({"v": 1, "id": id, "state": seen.state(), "objects": objects}));
+        return Ok(());
+    }
+    let row = |entry: &Entry| {
+        let known = if entry.identity.is_some() { "made" } else { "perhaps made" };
+        vec![format!("  {}", entry.id), entry.actor.to_string(), known.to_owned(), entry.object.to_string()]
+    };
+    let rows: Vec<_> = seen.ledger.entries().map(row).collect();
+    data(&format!("{id}  {}  {} objects\n{}", seen.state(), rows.len(), columns(&rows)));
     Ok(())
 }
-pub(crate) fn cleanup(_: &Global, _: &CleanupArgs) -> Result<(), Failure> {
-    Ok(())
+
+/// Undoes what dead processes have left.
+pub(crate) fn cleanup(global: &Global, args: &CleanupArgs) -> Result<(), Failure> {
+    let wished = match &args.id {
+        Some(id) => vec![id.clone()],
+        None => ids(global)?,
+    };
+    let runtime = super::runtime()?;
+    let outcomes = runtime.block_on(async {
+        let system = start(global)?;
+        let mut outcomes = Vec::new();
+        for id in wished {
+            match owner::claim(&global.state_dir, &id) {
+                Ok(claim) => outcomes.push((id.clone(), system.cleanup_sandbox(&id).await, claim)),
+                Err(owner::Unclaimed::Runs) if args.all => tracing::info!("{id} is run by a living process"),
+                Err(owner::Unclaimed::Runs) => return Err(runs(&id)),
+                Err(owner::Unclaimed::Gone) => return Err(unknown(&global.state_dir, &id)),
+                Err(owner::Unclaimed::Other(why)) => return Err(store(&id, why)),
+            }
+        }
+        system.shutdown().await;
+        Ok(outcomes)
+    })?;
+    let outcomes: Vec<_> = outcomes.into_iter().map(|(id, outcome, _)| (id, outcome)).collect();
+    tell(&outcomes, args.json.json);
+    match outcomes.into_iter().find_map(|(id, outcome)| left(&id, outcome)) {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+fn start(global: &Global) -> Result<ResourceSystem, Failure> {
+    let builder = ResourceSystem::builder(world::real()).state_dir(&global.state_dir);
+    builder.start().map_err(|error| Failure::early(Code::HOST, "cannot start threads", error, "sandboxctl doctor"))
+}
+
+fn ids(global: &Global) -> Result<Vec<SandboxId>, Failure> {
+    let listed = DirectoryStore::new(&global.state_dir).list();
+    listed.map_err(|error| Failure::early(Code::STORE, "cannot list sandboxes", error, "--state-dir DIR, or sudo"))
+}
+
+/// Reads a ledger without taking part in the sandbox.
+fn look(state_dir: &Path, id: SandboxId) -> Result<Seen, Failure> {
+    let path = SandboxDir::new(state_dir, &id).ledger();
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(unknown(state_dir, &id)),
+        Err(error) => return Err(store(&id, format!("read {}: {error}", path.display()))),
+        Ok(text) => text,
+    };
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let (ledger, same_boot) = read(&text, &id, boot.trim())
+        .map_err(|(line, wrong)| store(&id, format!("{} line {line}: {wrong}", path.display())))?;
+    let runs = matches!(owner::claim(state_dir, &id), Err(owner::Unclaimed::Runs));
+    Ok(Seen { id, runs, old_boot: !same_boot, ledger })
+}
+
+fn unknown(state_dir: &Path, id: &SandboxId) -> Failure {
+    let why = format!("{} is not there", state_dir.join(id.as_str()).display());
+    Failure::early(Code::UNKNOWN, format!("there is no sandbox {id}"), why, "sandboxctl list")
+}
+
+fn store(id: &SandboxId, why: String) -> Failure {
+    Failure::early(Code::STORE, format!("cannot read sandbox {id}"), why, "sandboxctl help E0106")
+}
+
+fn runs(id: &SandboxId) -> Failure {
+    let why = "a living process holds its directory";
+    let advice = "end that process (Ctrl-C, or SIGTERM): it cleans up by itself";
+    Failure::early(Code::EXISTS, format!("sandbox {id} is running"), why, advice)
+}
+
+fn tell(outcomes: &[(SandboxId, Result<UndoReport, SandboxError>)], as_json: bool) {
+    if as_json {
+        let one = |(id, outcome): &(SandboxId, Result<UndoReport, SandboxError>)| match outcome {
+            Ok(report) => json!({"id": id, "clean": report.is_clean(), "objects": report.items}),
+            Err(error) => json!({"id": id, "clean": false, "error": error.to_string()}),
+        };
+        print_json(&json!({"v": 1, "sandboxes": outcomes.iter().map(one).collect::<Vec<Value>>()}));
+        return;
+    }
+    for (id, outcome) in outcomes {
+        let Ok(report) = outcome else { continue };
+        for item in &report.items {
+            let how = match &item.result {
+                Ok(Undone::Undone) => "undone".to_owned(),
+                Ok(Undone::AlreadyGone) => "already gone".to_owned(),
+                Err(error) => format!("LEFT: {error}"),
+            };
+            data(&format!("{id}  {}  {how}\n", item.object));
+        }
+    }
+}
+
+fn left(id: &SandboxId, outcome: Result<UndoReport, SandboxError>) -> Option<Failure> {
+    match outcome {
+        Ok(report) => remains(id, &report),
+        Err(error) => Some(super::run::from_library(&format!("cannot clean up sandbox {id}"), &error)),
+    }
+}
+
+/// The failure to report if a clean-up left something.
+pub(super) fn remains(id: &SandboxId, report: &UndoReport) -> Option<Failure> {
+    let left: Vec<_> = report.failed().map(|(item, error)| format!("{}: {error}", item.object)).collect();
+    if left.is_empty() {
+        return None;
+    }
+    let what = format!("sandbox {id} could not be cleaned up");
+    let mut failure = Failure::early(Code::REMAINS, what, left.join("; "), format!("sandboxctl cleanup {id}"));
+    failure.state = format!("{} of {} objects remain", left.len(), report.items.len());
+    failure.exit = Exit::Remains;
+    Some(failure)
 }

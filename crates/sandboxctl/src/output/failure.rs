@@ -6,13 +6,11 @@ use serde_json::{Value, json};
 
 use super::Code;
 
-/// Exit codes other than a container's own.
+/// Exit codes other than a container's own, and than 2 for a command line that makes no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// 1: failed, and fully undone.
     Failed,
-    /// 2: the command line makes no sense.
-    Usage,
     /// 3: failed, and something remains.
     Remains,
     /// 4: this host cannot.
@@ -30,7 +28,6 @@ impl Exit {
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Failed => 1,
-            Self::Usage => 2,
             Self::Remains => 3,
             Self::HostCannot => 4,
             Self::Diverged => 5,

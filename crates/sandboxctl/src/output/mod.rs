@@ -5,6 +5,7 @@
 pub(crate) mod codes;
 pub(crate) mod failure;
 pub(crate) mod progress;
+pub(crate) mod steps;
 pub(crate) mod table;
 
 pub(crate) use codes::Code;

@@ -1,11 +1,16 @@
 //! `run`: a bundle's whole life, from reading it to leaving nothing behind.
 
+mod container;
+mod engine;
+mod failures;
+mod plan;
 mod signals;
 mod stdio;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+pub(super) use failures::from_library;
 use sandbox_model::SandboxId;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::config::annotations::apply_annotations;
@@ -36,7 +41,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> ExitCode {
             // No thread exists yet.
             private::enter(&global.state_dir)?;
         }
-        start(global, args, job)
+        engine::start(global, args, &job)
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -51,7 +56,7 @@ fn prepare(global: &Global, args: &RunArgs, progress: Progress) -> Result<Job, F
     let loaded = settings::effective(global)?;
     settings::warn(&loaded);
     let bundle = Bundle::read(&args.bundle)?;
-    let config = for_bundle(loaded.config, &bundle)?;
+    let mut config = for_bundle(loaded.config, &bundle)?;
     let facts = Facts::probe(&config);
     let (mode, note) = choose(args.vmm, args.host, &facts);
     if mode.vmm == VmmMode::Qemu && !facts.vm_lacks.is_empty() {
@@ -70,11 +75,25 @@ fn prepare(global: &Global, args: &RunArgs, progress: Progress) -> Result<Job, F
     if let Some(note) = note {
         progress.note(&note);
     }
+    if mode.vmm == VmmMode::Simulated {
+        imagine_guest(&mut config);
+    }
     let id = match &args.id {
         Some(id) => id.clone(),
         None => made_up_id()?,
     };
     Ok(Job { id, bundle, config, mode, progress })
+}
+
+/// Nobody opens the files of a simulated guest, but a VM without them makes no sense even then.
+fn imagine_guest(config: &mut SandboxConfig) {
+    let vm = &mut config.hypervisor;
+    if vm.kernel.as_os_str().is_empty() {
+        vm.kernel = "/simulated/vmlinux".into();
+    }
+    if vm.initrd.is_none() && vm.image.is_none() {
+        vm.initrd = Some("/simulated/initrd.cpio".into());
+    }
 }
 
 /// What the bundle's annotations and limits make of the configuration.
@@ -106,10 +125,4 @@ fn made_up_id() -> Result<SandboxId, Failure> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(|error| failed(&error))?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(12).collect();
     SandboxId::new(format!("run-{digits}")).map_err(|error| failed(&error))
-}
-
-// STUB
-fn start(_: &Global, _: &RunArgs, job: Job) -> Result<u8, Failure> {
-    let _ = (&job.id, &job.config, job.progress, VmmMode::Qemu);
-    Err(Failure::early(Code::STORE, "stub", "stub", "stub"))
 }

@@ -1,0 +1,192 @@
+//! The sandbox around the container: made, watched, taken away; whatever happens in between.
+
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use resource_actors::trace::TraceFile;
+use resource_actors::{ResourceSystem, SandboxHandle, SandboxSpec};
+use sandbox_model::ContainerId;
+use sandbox_model::trace::{Header, TRACE_VERSION};
+use serde_json::json;
+
+use super::container::{Container, Life};
+use super::failures::{from_library, undone};
+use super::signals::Enders;
+use super::{Job, plan};
+use crate::cli::{Global, RunArgs};
+use crate::commands::sandboxes::remains;
+use crate::mode::VmmMode;
+use crate::output::steps::Steps;
+use crate::output::{Code, Exit, Failure};
+use crate::{owner, world};
+
+/// How the container's part ended.
+enum End {
+    /// By itself.
+    Exited(i32),
+    /// It could not be run.
+    Failed(Failure),
+    /// By a signal to us.
+    Signal(u8),
+    /// By the clock.
+    TimedOut,
+}
+
+/// Runs the job. The container's exit code comes back.
+pub(super) fn start(global: &Global, args: &RunArgs, job: &Job) -> Result<u8, Failure> {
+    let runtime = crate::commands::runtime()?;
+    let trace = args.trace.as_ref().map(|path| {
+        let what = format!("cannot record {}", path.display());
+        TraceFile::create(path, header(args, job))
+            .map_err(|error| Failure::early(Code::TRACE_READ, what, error, "--trace FILE"))
+    });
+    let trace = trace.transpose()?;
+    let (steps, printer) = Steps::start(job.progress, trace.as_ref().map(TraceFile::sink))
+        .map_err(|error| Failure::early(Code::HOST, "cannot start a thread", error, "sandboxctl doctor"))?;
+    let outcome = runtime.block_on(serve(global, args, job, steps));
+    // A thread may still wait for standard input, and everything else is done.
+    runtime.shutdown_background();
+    drop(printer.join());
+    if let Some(Err(error)) = trace.map(TraceFile::finish) {
+        tracing::warn!("the trace is incomplete: {error}");
+    }
+    outcome
+}
+
+fn header(args: &RunArgs, job: &Job) -> Header {
+    Header {
+        version: TRACE_VERSION,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        vmm: job.mode.vmm.to_string(),
+        host: job.mode.host.to_string(),
+        config_digest: String::new(),
+        seed: (job.mode.vmm == VmmMode::Simulated).then_some(args.seed),
+    }
+}
+
+async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) -> Result<u8, Failure> {
+    let cannot = |error: &dyn std::fmt::Display| Failure::early(Code::HOST, "cannot start", error, "sandboxctl doctor");
+    let mut enders = Enders::listen().map_err(|error| cannot(&error))?;
+    let (ports, note) = world::ports(job.mode, nix::unistd::getuid().is_root() && is_first_user_namespace());
+    if let Some(note) = note {
+        job.progress.note(note);
+    }
+    let builder = ResourceSystem::builder(ports).state_dir(&global.state_dir).trace(steps);
+    let system = builder.start().map_err(|error| cannot(&error))?;
+    let cgroups_path = job.bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    let cgroups_path = cgroups_path.map(|path| path.display().to_string());
+    let spec = SandboxSpec { id: job.id.clone(), config: job.config.clone(), cgroups_path };
+    let what = format!("cannot create sandbox {}", job.id);
+    let created = system.create_sandbox(spec).await;
+    let sandbox = match created {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            system.shutdown().await;
+            return Err(from_library(&what, &error));
+        }
+    };
+    // Held until the directory is gone: nobody cleans up under us.
+    let claim = owner::claim(&global.state_dir, &job.id);
+    let end = live(&sandbox, args, job, &mut enders).await;
+    let outcome = tokio::select! {
+        outcome = take_away(&sandbox, job, end) => outcome,
+        signal = enders.next() => {
+            eprintln!("sandbox {} was left as it is; undo it with: sandboxctl cleanup {}", job.id, job.id);
+            process::exit(i32::from(Exit::Signal(signal).number()));
+        }
+    };
+    drop(claim);
+    drop(sandbox);
+    system.shutdown().await;
+    outcome
+}
+
+/// In a user namespace root is not the host's root, and has no cgroups.
+fn is_first_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().nth(2) == Some("4294967295")
+}
+
+/// From preparation to the container's end, whichever way that comes.
+async fn live(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, enders: &mut Enders) -> End {
+    let life = Life::default();
+    let limit = async {
+        match args.timeout {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let end = tokio::select! {
+        outcome = run(sandbox, args, job, &life) => match outcome {
+            Ok(code) => End::Exited(code),
+            Err(failure) => End::Failed(failure),
+        },
+        signal = enders.next() => End::Signal(signal),
+        () = limit => End::TimedOut,
+    };
+    if let (End::Signal(_) | End::TimedOut, Some(process)) = (&end, life.process()) {
+        let grace = Duration::from_millis(job.config.runtime.deadlines.term_ms);
+        process.end(if let End::Signal(signal) = end { signal } else { 15 }, grace).await;
+    }
+    end
+}
+
+async fn run(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, life: &Life) -> Result<i32, Failure> {
+    let failed = |error: resource_actors::SandboxError| from_library(&format!("sandbox {} failed", job.id), &error);
+    let resources = plan::resources(&job.config, &job.bundle.spec, args.netns.as_deref(), &args.address);
+    sandbox.prepare_before_start_vm(resources).await.map_err(failed)?;
+    sandbox.start_vm().await.map_err(failed)?;
+    sandbox.setup_after_start_vm().await.map_err(failed)?;
+    if let Err(error) = sandbox.save().await {
+        // Only a later process would miss it.
+        tracing::warn!("{error}");
+    }
+    Container { sandbox, job, variables: &args.env }.run(life).await
+}
+
+/// Gives everything back, and decides how the run is told.
+async fn take_away(sandbox: &SandboxHandle, job: &Job, end: End) -> Result<u8, Failure> {
+    if let Ok(container) = ContainerId::new(job.id.as_str())
+        && matches!(end, End::Exited(_))
+        && let Err(error) = sandbox.release_container(container).await
+    {
+        tracing::warn!("{error}");
+    }
+    if let Err(error) = sandbox.stop().await {
+        tracing::warn!("{error}");
+    }
+    let report = match sandbox.cleanup().await {
+        Ok(report) => report,
+        Err(error) => return Err(from_library(&format!("cannot clean up sandbox {}", job.id), &error)),
+    };
+    let state = undone(&report);
+    let left = remains(&job.id, &report);
+    if let (End::Exited(code), None) = (&end, &left) {
+        job.progress.event(json!({
+            "event": "exit", "id": job.id, "code": code, "vmm": job.mode.vmm, "host": job.mode.host, "state": state,
+        }));
+        // A guest says what it likes; of its number the low byte counts, as with wait(2).
+        return Ok((code & 0xff) as u8);
+    }
+    Err(match (end, left) {
+        (End::Failed(failure), None) => failure.state(state),
+        (End::Failed(failure), Some(left)) => {
+            Failure { state: format!("{}: {}", left.state, left.why), advice: left.advice, ..failure }
+        }
+        (_, Some(left)) => left,
+        (End::Signal(signal), None) => {
+            ended(job, Code::INTERRUPTED, Exit::Signal(signal), format!("signal {signal}"), state)
+        }
+        (_, None) => {
+            ended(job, Code::TIMEOUT, Exit::TimedOut, "the container had not ended by itself".to_owned(), state)
+        }
+    })
+}
+
+fn ended(job: &Job, code: Code, exit: Exit, why: String, state: String) -> Failure {
+    let advice = if code == Code::TIMEOUT { "--timeout SECONDS" } else { "sandboxctl help E0502" };
+    let mut failure = Failure::early(code, format!("sandbox {} was ended", job.id), why, advice).state(state);
+    failure.exit = exit;
+    failure
+}
