@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use actor_shell::{Arbiters, CurrentCause, NoTrace, StartError};
@@ -60,15 +60,19 @@ pub struct SandboxSpec {
 /// Gives the interceptor that stands around an actor's port calls, if one shall.
 pub type Intercept = Arc<dyn Fn(&SandboxId, ActorName, &CurrentCause) -> Option<Arc<dyn Interceptor>> + Send + Sync>;
 
-/// Where a system's sandboxes are looked up.
+type Sandboxes = watch::Sender<BTreeMap<SandboxId, SandboxHandle>>;
+
+/// Where a system's sandboxes are looked up. Handles hold it weakly, since it holds them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Registry(Arc<watch::Sender<BTreeMap<SandboxId, SandboxHandle>>>);
+pub(crate) struct Registry(Weak<Sandboxes>);
 
 impl Registry {
     pub(crate) fn forget(&self, sandbox: &SandboxId) {
-        self.0.send_modify(|all| {
-            all.remove(sandbox);
-        });
+        if let Some(all) = self.0.upgrade() {
+            all.send_modify(|all| {
+                all.remove(sandbox);
+            });
+        }
     }
 }
 
@@ -168,7 +172,7 @@ impl ResourceSystemBuilder {
         ResourceSystem {
             arbiters,
             next: AtomicUsize::new(0),
-            registry: Registry::default(),
+            sandboxes: Arc::default(),
             parts: Arc::new(Parts {
                 ports: self.ports,
                 facts: self.facts,
@@ -185,13 +189,13 @@ impl ResourceSystemBuilder {
 pub struct ResourceSystem {
     arbiters: Arbiters,
     next: AtomicUsize,
-    registry: Registry,
+    sandboxes: Arc<Sandboxes>,
     parts: Arc<Parts>,
 }
 
 impl std::fmt::Debug for ResourceSystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ResourceSystem({:?}, {} sandboxes)", self.arbiters, self.registry.0.borrow().len())
+        write!(f, "ResourceSystem({:?}, {} sandboxes)", self.arbiters, self.sandboxes.borrow().len())
     }
 }
 
@@ -269,7 +273,7 @@ impl ResourceSystem {
         let handle = match here {
             Some(handle) => handle,
             None => {
-                self.registry.forget(sandbox);
+                self.registry().forget(sandbox);
                 let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
                 self.reopen(spec, Facts::default()).await?
             }
@@ -297,14 +301,18 @@ impl ResourceSystem {
         if self.sandbox(&id).is_some() {
             return Err(SandboxError::Exists { sandbox: id });
         }
-        let (parts, registry) = (self.parts.clone(), self.registry.clone());
+        let (parts, registry) = (self.parts.clone(), self.registry());
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let made = self.arbiters.run_on(index, move || async move { make(&parts, registry) }).await;
         let handle = made.ok_or(actor_shell::Refused::Ended { actor: ActorName::Supervisor })??;
-        self.registry.0.send_modify(|all| {
+        self.sandboxes.send_modify(|all| {
             all.insert(id, handle.clone());
         });
         Ok(handle)
+    }
+
+    fn registry(&self) -> Registry {
+        Registry(Arc::downgrade(&self.sandboxes))
     }
 
     fn place(&self, sandbox: &SandboxId) -> Place {
@@ -320,12 +328,12 @@ impl ResourceSystem {
 
     /// A sandbox of this system.
     pub fn sandbox(&self, id: &SandboxId) -> Option<SandboxHandle> {
-        self.registry.0.borrow().get(id).cloned()
+        self.sandboxes.borrow().get(id).cloned()
     }
 
     /// The sandboxes of this system.
     pub fn sandboxes(&self) -> Vec<SandboxHandle> {
-        self.registry.0.borrow().values().cloned().collect()
+        self.sandboxes.borrow().values().cloned().collect()
     }
 
     /// The sandboxes that have something in the state directory, of whichever process.

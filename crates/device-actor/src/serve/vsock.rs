@@ -8,7 +8,7 @@ use sandbox_model::device::{DeviceConfig, VsockBackend, VsockDevice};
 use sandbox_model::ledger::{HostObject, Identity, Scope};
 
 use super::{Bench, DeviceActor, SharedDraft, attached, tag};
-use crate::host::{AwaitVsockDaemon, ReadyDaemon, SocketFile, StartVsockDaemon};
+use crate::host::{AwaitVsockDaemon, ReadyDaemon, StartVsockDaemon};
 use crate::messages::{AttachVsock, DeviceError};
 use crate::table::DeviceKey;
 
@@ -85,11 +85,11 @@ impl Bench {
         let file = |path: &Path| HostObject::File { path: path.to_owned() };
         let between_vmm = journal.make(Scope::Sandbox, file(socket), |_| async {
             let between_us = journal.make(Scope::Sandbox, file(hybrid), |_| async {
-                let ready = self.run_daemon(program.to_owned(), cid, socket, hybrid).await?;
-                Ok((ready.socket, inode(ready.hybrid_socket)))
+                self.run_daemon(program.to_owned(), cid, socket, hybrid).await?;
+                Ok(((), NAMED))
             });
-            let (_, socket) = between_us.await?;
-            Ok(((), inode(socket)))
+            between_us.await?;
+            Ok(((), NAMED))
         });
         between_vmm.await.map(|_| ())
     }
@@ -124,6 +124,6 @@ impl Bench {
     }
 }
 
-fn inode(file: SocketFile) -> Identity {
-    Identity::Inode { device: file.device, inode: file.inode }
-}
+/// The daemon binds its sockets anew when a VMM has left it, so an inode says nothing about whose
+/// they are; their names below the sandbox's own directory do.
+const NAMED: Identity = Identity::Named;
