@@ -18,13 +18,10 @@ use sandbox_model::ledger::{
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 
-use super::{LedgerTable, SandboxStore, read};
+use super::{DIRECTORY_ENTRY, LedgerTable, SandboxStore, read};
 
 /// The largest ledger that is read: a sandbox has hundreds of objects, not millions.
 const LEDGER_BYTES_MAX: u64 = 64 << 20;
-
-/// The entry number by which reports name the sandbox's own directory.
-const DIRECTORY_ENTRY: EntryId = EntryId(0);
 
 #[derive(Debug)]
 struct FileLedger {

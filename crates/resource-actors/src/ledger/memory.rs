@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoReport};
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoItem, UndoReport, Undone};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 use tokio::sync::watch;
 
-use super::{LedgerTable, SandboxStore};
+use super::{DIRECTORY_ENTRY, LedgerTable, SandboxStore};
 
 /// A ledger of which nothing outlives the process.
 #[derive(Debug, Default)]
@@ -90,10 +91,11 @@ impl SandboxStore for MemoryStore {
     }
 
     fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
-        self.saved.send_modify(|saved| {
-            saved.remove(sandbox);
-        });
-        UndoReport::default()
+        let mut was_there = false;
+        self.saved.send_modify(|saved| was_there = saved.remove(sandbox).is_some());
+        let result = Ok(if was_there { Undone::Undone } else { Undone::AlreadyGone });
+        let object = format!("directory {}", SandboxDir::new(&self.state_dir, sandbox).root().display());
+        UndoReport { items: vec![UndoItem { entry: DIRECTORY_ENTRY, object, result }] }
     }
 
     fn list(&self) -> PortResult<Vec<SandboxId>> {

@@ -8,12 +8,16 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::rc::Rc;
 
-use sandbox_model::ledger::{Ledger, UndoReport};
+use sandbox_model::ledger::{EntryId, Ledger, UndoReport};
 use sandbox_model::{PortResult, SandboxId};
 
 pub use directory::DirectoryStore;
 pub use memory::{MemoryLedger, MemoryStore};
 pub use table::{LedgerTable, Violation, read};
+
+/// The entry number by which reports name the sandbox's own directory, which holds the ledger and so
+/// cannot be in it.
+const DIRECTORY_ENTRY: EntryId = EntryId(0);
 
 /// Keeps the directory and the ledger of each sandbox.
 pub trait SandboxStore: Debug + Send + Sync {
