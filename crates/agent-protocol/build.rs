@@ -14,17 +14,10 @@ fn main() -> io::Result<()> {
         .inputs(FILES.map(|name| format!("proto/{name}.proto")))
         .include("proto")
         .rust_protobuf()
-        .customize(Customize {
-            async_all: true,
-            ..Customize::default()
-        })
+        .customize(Customize { async_all: true, ..Customize::default() })
         .run()?;
     // The generator's own `mod.rs` starts with an inner attribute, which `include!` refuses.
-    let modules: String = FILES
-        .iter()
-        .chain(&WITH_SERVICES)
-        .map(|name| format!("pub mod {name};\n"))
-        .collect();
+    let modules: String = FILES.iter().chain(&WITH_SERVICES).map(|name| format!("pub mod {name};\n")).collect();
     let out = env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?;
     fs::write(Path::new(&out).join("modules.rs"), modules)
 }

@@ -1,1 +1,3 @@
 //! Shared helpers of the tests that span crates.
+
+pub mod simulated;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -19,8 +19,8 @@ echo \"CPUs: $(grep -c ^processor /proc/cpuinfo)\"
 echo \"memory: $(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo) MiB\"
 echo \"processes here: $(ls /proc | grep -c '^[0-9]')\"";
 
-/// Builds `target/example/bundle/{config.json,rootfs}`.
-pub(crate) fn build() -> Result<()> {
+/// Builds `target/example/bundle/{config.json,rootfs}`; the bundle's directory.
+pub(crate) fn build() -> Result<PathBuf> {
     let bundle = tool::target("example").join("bundle");
     let rootfs = bundle.join("rootfs");
     if !rootfs.join("bin/busybox").exists() {
@@ -28,21 +28,15 @@ pub(crate) fn build() -> Result<()> {
     }
     let config = serde_json::to_vec_pretty(&config())?;
     fs::write(bundle.join("config.json"), config)?;
-    println!("{}", bundle.display());
-    Ok(())
+    Ok(bundle)
 }
 
 fn make_rootfs(rootfs: &Path) -> Result<()> {
-    for directory in [
-        "bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var",
-    ] {
+    for directory in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
         fs::create_dir_all(rootfs.join(directory))?;
     }
     fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    fs::write(
-        rootfs.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
-    )?;
+    fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
     fs::write(rootfs.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
     fs::write(rootfs.join("etc/hosts"), "127.0.0.1 localhost\n")?;
     // A mount point for the sandbox's name servers.
@@ -63,14 +57,7 @@ fn make_rootfs(rootfs: &Path) -> Result<()> {
 }
 
 fn config() -> serde_json::Value {
-    let capabilities = json!([
-        "CAP_CHOWN",
-        "CAP_DAC_OVERRIDE",
-        "CAP_FOWNER",
-        "CAP_KILL",
-        "CAP_SETGID",
-        "CAP_SETUID"
-    ]);
+    let capabilities = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]);
     json!({
         "ociVersion": "1.0.2",
         "process": {

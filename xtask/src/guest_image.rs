@@ -12,19 +12,18 @@ use crate::{kernel, tool};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds `target/guest/vmlinux` and `target/guest/initrd.cpio`.
+/// Builds `target/guest/vmlinux` and `target/guest/initrd.cpio`; their paths.
 ///
 /// The kernel is fetched once; remove `target/guest` to get a newer one. The initrd is written
 /// again whenever `guest-init` has changed.
-pub(crate) fn build() -> Result<()> {
+pub(crate) fn build() -> Result<(PathBuf, PathBuf)> {
     let directory = tool::target("guest");
     fs::create_dir_all(&directory)?;
     let (unpacked, vmlinux) = (directory.join("kernel"), directory.join("vmlinux"));
     kernel::prepare(&unpacked, &vmlinux).context("prepare the kernel")?;
     let initrd = directory.join("initrd.cpio");
     write_initrd(&unpacked, &initrd).context("write the initrd")?;
-    println!("{}\n{}", vmlinux.display(), initrd.display());
-    Ok(())
+    Ok((vmlinux, initrd))
 }
 
 fn write_initrd(unpacked: &Path, initrd: &Path) -> Result<()> {
@@ -58,10 +57,7 @@ fn pack(init: &[u8], modules: &[kernel::Module], output: fs::File) -> Result<()>
     for module in modules {
         archive.file(&format!("modules/{}", module.name), 0o644, &module.data)?;
     }
-    let list: String = modules
-        .iter()
-        .map(|module| format!("{}\n", module.name))
-        .collect();
+    let list: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
     archive.file("modules/list", 0o644, list.as_bytes())?;
     archive.file("init", 0o755, init)?;
     archive.finish()?;
@@ -70,22 +66,11 @@ fn pack(init: &[u8], modules: &[kernel::Module], output: fs::File) -> Result<()>
 
 /// Builds `guest-init` as a static program and strips it.
 fn compile_init() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let built = built.unwrap_or_else(|| tool::workspace().join("target"));
+    let built = tool::cargo_target();
     tool::output(
-        Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "guest-init",
-                "--target",
-                TARGET,
-            ])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .current_dir(tool::workspace()),
+        tool::cargo()
+            .args(["build", "--quiet", "--release", "--package", "guest-init", "--target", TARGET])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static"),
     )?;
     let program = built.join(TARGET).join("release/guest-init");
     let stripped = tool::target("guest").join("init");

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tool;
+use crate::{packages, tool};
 
 /// Depends on the current kernel of its kind.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -54,12 +54,7 @@ pub(crate) fn prepare(unpacked: &Path, vmlinux: &Path) -> Result<()> {
     let version = only_entry(&unpacked.join("lib/modules"), "")?;
     let version = version.file_name().context("kernel version")?.to_owned();
     // The package leaves this to its installation.
-    tool::output(
-        Command::new("/sbin/depmod")
-            .arg("-b")
-            .arg(unpacked)
-            .arg(version),
-    )?;
+    tool::output(Command::new("/sbin/depmod").arg("-b").arg(unpacked).arg(version))?;
     // Last, because its presence says that all of this was done.
     let part = vmlinux.with_extension("part");
     fs::write(&part, elf)?;
@@ -72,13 +67,11 @@ pub(crate) fn modules(unpacked: &Path) -> Result<Vec<Module>> {
     let dependencies = fs::read_to_string(directory.join("modules.dep"))?;
     let builtin = fs::read_to_string(directory.join("modules.builtin"))?;
     let paths = in_order(&dependencies, &builtin, &MODULES)?;
-    paths
-        .iter()
-        .map(|path| stripped(&directory.join(path), unpacked))
-        .collect()
+    paths.iter().map(|path| stripped(&directory.join(path), unpacked)).collect()
 }
 
 fn current_package() -> Result<String> {
+    packages::ensure_lists(META_PACKAGE)?;
     let text = tool::output(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
     let text = String::from_utf8(text)?;
     let found = text.lines().find_map(|line| {
@@ -114,48 +107,28 @@ fn in_order(dependencies: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<St
 }
 
 fn stripped(path: &Path, scratch: &Path) -> Result<Module> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .context("module name")?
-        .to_owned();
+    let name = path.file_name().and_then(|name| name.to_str()).context("module name")?.to_owned();
     let copy = scratch.join("stripped.ko");
-    tool::output(
-        Command::new("strip")
-            .arg("--strip-debug")
-            .arg("-o")
-            .arg(&copy)
-            .arg(path),
-    )?;
-    Ok(Module {
-        name,
-        data: fs::read(&copy)?,
-    })
+    tool::output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&copy).arg(path))?;
+    Ok(Module { name, data: fs::read(&copy)? })
 }
 
 /// Takes the ELF image out of a `bzImage`, by the fields of the boot protocol.
 fn extract_elf(image: &[u8], scratch: &Path) -> Result<Vec<u8>> {
     let word = |at: usize| -> Result<usize> {
-        let bytes = image
-            .get(at..at + 4)
-            .context("the kernel image is cut short")?;
+        let bytes = image.get(at..at + 4).context("the kernel image is cut short")?;
         Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
     };
     let setup_sectors = usize::from(*image.get(0x1f1).context("not a kernel image")?);
     let start = (setup_sectors + 1) * 512 + word(0x248)?;
     // The size of what comes out is put behind the payload, where unpackers do not expect it.
     let end = start + word(0x24c)? - 4;
-    let payload = image
-        .get(start..end)
-        .context("the kernel's payload is cut short")?;
+    let payload = image.get(start..end).context("the kernel's payload is cut short")?;
     let (program, arguments) = unpacker(payload)?;
     fs::write(scratch, payload)?;
     let elf = tool::output(Command::new(program).args(arguments).arg(scratch))?;
     fs::remove_file(scratch)?;
-    ensure!(
-        elf.starts_with(b"\x7fELF"),
-        "the kernel's payload is not an ELF image"
-    );
+    ensure!(elf.starts_with(b"\x7fELF"), "the kernel's payload is not an ELF image");
     Ok(elf)
 }
 
@@ -173,17 +146,9 @@ fn unpacker(payload: &[u8]) -> Result<(&'static str, &'static [&'static str])> {
 fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
     let matches = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(prefix);
-    let mut found = entries
-        .flatten()
-        .filter(|entry| matches(&entry.file_name()));
-    let first = found
-        .next()
-        .with_context(|| format!("no {prefix} in {}", directory.display()))?;
-    ensure!(
-        found.next().is_none(),
-        "more than one {prefix} in {}",
-        directory.display()
-    );
+    let mut found = entries.flatten().filter(|entry| matches(&entry.file_name()));
+    let first = found.next().with_context(|| format!("no {prefix} in {}", directory.display()))?;
+    ensure!(found.next().is_none(), "more than one {prefix} in {}", directory.display());
     Ok(first.path())
 }
 

@@ -12,9 +12,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout_at;
 
-use crate::{
-    Address, Call, Completion, Death, Domain, Identity, Interrupt, Plan, Refused, Request, Serve, panic_text,
-};
+use crate::{Address, Call, Completion, Death, Domain, Identity, Interrupt, Plan, Refused, Request, Serve, panic_text};
 
 /// A domain with a mailbox.
 pub(crate) struct Shell<D: Domain> {
@@ -104,10 +102,8 @@ where
         AtomicResponse::new(Box::pin(effect.into_actor(self).map(move |done, shell, _| {
             let answer = match done {
                 Err(payload) => Err(shell.die(&*payload)),
-                Ok(done) => {
-                    std::panic::catch_unwind(AssertUnwindSafe(|| shell.domain.settle(ticket, done)))
-                        .map_err(|payload| shell.die(&*payload))
-                }
+                Ok(done) => std::panic::catch_unwind(AssertUnwindSafe(|| shell.domain.settle(ticket, done)))
+                    .map_err(|payload| shell.die(&*payload)),
             };
             shell.publish();
             shell.replied::<R>(&record, &answer);

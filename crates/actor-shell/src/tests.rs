@@ -118,7 +118,8 @@ fn scenario<F: Future>(body: impl FnOnce() -> F) -> F::Output {
 fn order_and_one_at_a_time() {
     scenario(|| async {
         let (worker, log) = worker(8, Duration::ZERO);
-        let asked = [("a", 30), ("b", 20), ("c", 10)].map(|(name, millis)| worker.ask(work(name, millis), within(1000)));
+        let asked =
+            [("a", 30), ("b", 20), ("c", 10)].map(|(name, millis)| worker.ask(work(name, millis), within(1000)));
         futures::future::join_all(asked).await;
         let expected = ["plan a", "settle a", "plan b", "settle b", "plan c", "settle c"];
         assert_eq!(*log.borrow(), expected);
@@ -129,10 +130,8 @@ fn order_and_one_at_a_time() {
 fn a_deadline_is_judged_when_the_message_is_taken() {
     scenario(|| async {
         let (worker, log) = worker(8, Duration::ZERO);
-        let (slow, late) = tokio::join!(
-            worker.ask(work("slow", 50), within(1000)),
-            worker.ask(work("late", 1), within(10)),
-        );
+        let (slow, late) =
+            tokio::join!(worker.ask(work("slow", 50), within(1000)), worker.ask(work("late", 1), within(10)),);
         assert_eq!(slow, Ok("Finished(())".into()));
         assert_eq!(late, Err(Refused::Expired { actor: ActorName::Device }));
         assert_eq!(*log.borrow(), ["plan slow", "settle slow"], "an expired message is never planned");

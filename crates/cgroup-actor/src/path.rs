@@ -32,7 +32,9 @@ pub(crate) fn sandbox(wished: Option<&str>, sandbox: &SandboxId, systemd_runs: b
         matches!(*part, "." | "..") || part.len() > PART_BYTES_MAX || part.bytes().any(|b| b.is_ascii_control())
     };
     if let Some(part) = parts.iter().copied().find(is_bad) {
-        return Err(format!("cgroupsPath {wished:?}: {part:?} is not allowed in it; name the group from the root down"));
+        return Err(format!(
+            "cgroupsPath {wished:?}: {part:?} is not allowed in it; name the group from the root down"
+        ));
     }
     if parts.is_empty() {
         return Ok(GroupPath { path: format!("{DEFAULT_PARENT}/{sandbox}"), joint_parent: true });

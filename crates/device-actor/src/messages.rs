@@ -69,9 +69,7 @@ pub struct AttachVfio {
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
 pub enum DeviceError {
     /// Every hotplug slot is taken or doubtful.
-    #[error(
-        "no free PCI slot: all {slots} slots of {bridges} bridge(s) are taken; raise default_bridges"
-    )]
+    #[error("no free PCI slot: all {slots} slots of {bridges} bridge(s) are taken; raise default_bridges")]
     NoFreeSlot {
         /// Slots in all.
         slots: usize,

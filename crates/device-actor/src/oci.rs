@@ -37,35 +37,20 @@ pub(crate) enum OciDevice {
 ///
 /// # Errors
 /// A text that says which device is wrong and why.
-pub(crate) fn wanted(
-    devices: &[LinuxDevice],
-    resources: Option<&LinuxResources>,
-) -> Result<Vec<OciDevice>, String> {
-    devices
-        .iter()
-        .filter_map(|device| one(device, resources).transpose())
-        .collect()
+pub(crate) fn wanted(devices: &[LinuxDevice], resources: Option<&LinuxResources>) -> Result<Vec<OciDevice>, String> {
+    devices.iter().filter_map(|device| one(device, resources).transpose()).collect()
 }
 
-fn one(
-    device: &LinuxDevice,
-    resources: Option<&LinuxResources>,
-) -> Result<Option<OciDevice>, String> {
+fn one(device: &LinuxDevice, resources: Option<&LinuxResources>) -> Result<Option<OciDevice>, String> {
     let path = device.path().clone();
     match device.typ() {
         LinuxDeviceType::B => {
             let number = |number: i64| {
-                u32::try_from(number)
-                    .map_err(|_| format!("{}: {number} is no device number", path.display()))
+                u32::try_from(number).map_err(|_| format!("{}: {number} is no device number", path.display()))
             };
             let (major, minor) = (number(device.major())?, number(device.minor())?);
             let access = access(device, resources);
-            Ok(Some(OciDevice::Block {
-                path,
-                major,
-                minor,
-                access,
-            }))
+            Ok(Some(OciDevice::Block { path, major, minor, access }))
         }
         LinuxDeviceType::C => {
             let name = vfio_name(&path)?;
@@ -77,9 +62,7 @@ fn one(
 
 /// Read-only if rules for exactly this device exist and none of them allows writing.
 fn access(device: &LinuxDevice, resources: Option<&LinuxResources>) -> Access {
-    let rules = resources
-        .and_then(|resources| resources.devices().as_deref())
-        .unwrap_or_default();
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
     let mut exact = rules
         .iter()
         .filter(|rule| {
@@ -91,16 +74,8 @@ fn access(device: &LinuxDevice, resources: Option<&LinuxResources>) -> Access {
         .peekable();
     let is_ruled = exact.peek().is_some();
     // A rule that names no access means all of it.
-    let may_write = exact.any(|rule| {
-        rule.access()
-            .as_ref()
-            .is_none_or(|access| access.contains('w'))
-    });
-    if is_ruled && !may_write {
-        Access::ReadOnly
-    } else {
-        Access::ReadWrite
-    }
+    let may_write = exact.any(|rule| rule.access().as_ref().is_none_or(|access| access.contains('w')));
+    if is_ruled && !may_write { Access::ReadOnly } else { Access::ReadWrite }
 }
 
 /// The functions behind a character device; `None` if it is none of VFIO's, or VFIO's container.
@@ -113,9 +88,7 @@ fn vfio_name(path: &Path) -> Result<Option<VfioName>, String> {
         return Ok(None);
     }
     if let Some(name) = text.strip_prefix("devices/") {
-        let is_plain = name
-            .strip_prefix("vfio")
-            .is_some_and(|n| n.parse::<u32>().is_ok());
+        let is_plain = name.strip_prefix("vfio").is_some_and(|n| n.parse::<u32>().is_ok());
         return if is_plain {
             Ok(Some(VfioName::CharacterDevice(name.to_owned())))
         } else {
@@ -124,10 +97,7 @@ fn vfio_name(path: &Path) -> Result<Option<VfioName>, String> {
     }
     match text.parse() {
         Ok(group) => Ok(Some(VfioName::Group(group))),
-        Err(_) => Err(format!(
-            "{}: neither an IOMMU group nor a VFIO device",
-            path.display()
-        )),
+        Err(_) => Err(format!("{}: neither an IOMMU group nor a VFIO device", path.display())),
     }
 }
 
@@ -138,20 +108,11 @@ mod tests {
     use super::*;
 
     fn device(typ: LinuxDeviceType, path: &str, major: i64, minor: i64) -> LinuxDevice {
-        LinuxDeviceBuilder::default()
-            .typ(typ)
-            .path(path)
-            .major(major)
-            .minor(minor)
-            .build()
-            .unwrap()
+        LinuxDeviceBuilder::default().typ(typ).path(path).major(major).minor(minor).build().unwrap()
     }
 
     fn rule(major: i64, minor: Option<i64>, access: &str) -> oci_spec::runtime::LinuxDeviceCgroup {
-        let rule = LinuxDeviceCgroupBuilder::default()
-            .allow(true)
-            .typ(LinuxDeviceType::B)
-            .major(major);
+        let rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::B).major(major);
         match minor {
             Some(minor) => rule.minor(minor),
             None => rule,
@@ -172,21 +133,10 @@ mod tests {
             device(LinuxDeviceType::P, "/dev/fifo", 0, 0),
         ];
         let wanted = wanted(&devices, None).unwrap();
-        let block = OciDevice::Block {
-            path: "/dev/data".into(),
-            major: 8,
-            minor: 16,
-            access: Access::ReadWrite,
-        };
-        let group = OciDevice::Vfio {
-            path: "/dev/vfio/12".into(),
-            name: VfioName::Group(12),
-        };
+        let block = OciDevice::Block { path: "/dev/data".into(), major: 8, minor: 16, access: Access::ReadWrite };
+        let group = OciDevice::Vfio { path: "/dev/vfio/12".into(), name: VfioName::Group(12) };
         let cdev = VfioName::CharacterDevice("vfio0".into());
-        let function = OciDevice::Vfio {
-            path: "/dev/vfio/devices/vfio0".into(),
-            name: cdev,
-        };
+        let function = OciDevice::Vfio { path: "/dev/vfio/devices/vfio0".into(), name: cdev };
         assert_eq!(wanted, [block, group, function]);
     }
 
@@ -196,36 +146,20 @@ mod tests {
             (vec![], Access::ReadWrite),
             (vec![rule(8, Some(16), "rm")], Access::ReadOnly),
             (vec![rule(8, Some(16), "rwm")], Access::ReadWrite),
-            (
-                vec![rule(8, Some(16), "r"), rule(8, Some(16), "w")],
-                Access::ReadWrite,
-            ),
+            (vec![rule(8, Some(16), "r"), rule(8, Some(16), "w")], Access::ReadWrite),
             (vec![rule(8, None, "r")], Access::ReadWrite),
             (vec![rule(8, Some(17), "r")], Access::ReadWrite),
         ];
         for (rules, access) in cases {
-            let resources = LinuxResourcesBuilder::default()
-                .devices(rules.clone())
-                .build()
-                .unwrap();
-            let found = wanted(
-                &[device(LinuxDeviceType::B, "/dev/data", 8, 16)],
-                Some(&resources),
-            )
-            .unwrap();
-            assert!(
-                matches!(found[..], [OciDevice::Block { access: a, .. }] if a == access),
-                "{rules:?}"
-            );
+            let resources = LinuxResourcesBuilder::default().devices(rules.clone()).build().unwrap();
+            let found = wanted(&[device(LinuxDeviceType::B, "/dev/data", 8, 16)], Some(&resources)).unwrap();
+            assert!(matches!(found[..], [OciDevice::Block { access: a, .. }] if a == access), "{rules:?}");
         }
     }
 
     #[test]
     fn a_wrong_device_is_named() {
-        for (typ, path, major) in [
-            (LinuxDeviceType::B, "/dev/x", -1),
-            (LinuxDeviceType::C, "/dev/vfio/../sda", 1),
-        ] {
+        for (typ, path, major) in [(LinuxDeviceType::B, "/dev/x", -1), (LinuxDeviceType::C, "/dev/vfio/../sda", 1)] {
             let error = wanted(&[device(typ, path, major, 0)], None).unwrap_err();
             assert!(error.contains(path), "{error}");
         }

@@ -21,10 +21,7 @@ pub struct SlotPool {
 impl SlotPool {
     /// All slots of `bridges` bridges, free. More than [`BRIDGES_MAX`] are not used.
     pub fn new(bridges: u8) -> Self {
-        Self {
-            taken: [0; BRIDGES_MAX as usize],
-            bridges: bridges.min(BRIDGES_MAX),
-        }
+        Self { taken: [0; BRIDGES_MAX as usize], bridges: bridges.min(BRIDGES_MAX) }
     }
 
     /// Bridges in use.
@@ -47,10 +44,7 @@ impl SlotPool {
     pub fn lowest_free(&self) -> Option<PciSlot> {
         (0..self.bridges).find_map(|bridge| {
             let free = ALL & !self.taken[usize::from(bridge)];
-            (free != 0).then(|| PciSlot {
-                bridge,
-                slot: free.trailing_zeros() as u8,
-            })
+            (free != 0).then(|| PciSlot { bridge, slot: free.trailing_zeros() as u8 })
         })
     }
 
@@ -94,24 +88,13 @@ mod tests {
             assert!(pool.take(slot));
             order.push((slot.bridge, slot.slot));
         }
-        let wanted: Vec<_> = (0..2)
-            .flat_map(|bridge| (1..=30).map(move |slot| (bridge, slot)))
-            .collect();
+        let wanted: Vec<_> = (0..2).flat_map(|bridge| (1..=30).map(move |slot| (bridge, slot))).collect();
         assert_eq!(order, wanted);
         assert!(pool.give_back(PciSlot { bridge: 0, slot: 7 }));
-        assert!(
-            !pool.give_back(PciSlot { bridge: 0, slot: 7 }),
-            "freed once"
-        );
+        assert!(!pool.give_back(PciSlot { bridge: 0, slot: 7 }), "freed once");
         assert_eq!(pool.lowest_free(), Some(PciSlot { bridge: 0, slot: 7 }));
         for bad in [(0, 0), (0, 31), (2, 1)] {
-            assert!(
-                !pool.take(PciSlot {
-                    bridge: bad.0,
-                    slot: bad.1
-                }),
-                "{bad:?}"
-            );
+            assert!(!pool.take(PciSlot { bridge: bad.0, slot: bad.1 }), "{bad:?}");
         }
     }
 }

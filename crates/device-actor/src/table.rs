@@ -52,11 +52,7 @@ pub struct DiskUse {
 impl DiskUse {
     /// The use that a wish describes.
     pub fn of(block: &BlockDevice) -> Self {
-        Self {
-            access: block.access,
-            format: block.format,
-            direct: block.direct,
-        }
+        Self { access: block.access, format: block.format, direct: block.direct }
     }
 }
 
@@ -66,11 +62,7 @@ impl std::fmt::Display for DiskUse {
             Access::ReadOnly => "read-only",
             Access::ReadWrite => "read-write",
         })?;
-        f.write_str(if self.direct {
-            " with O_DIRECT"
-        } else {
-            " through the page cache"
-        })
+        f.write_str(if self.direct { " with O_DIRECT" } else { " through the page cache" })
     }
 }
 
@@ -212,10 +204,7 @@ impl DeviceTable {
 
     /// Applies what a message has done, in order. What was under way when it ended is doubtful.
     pub fn fold(&mut self, changes: Vec<Change>) {
-        let touched: BTreeSet<DeviceId> = changes
-            .iter()
-            .map(|change| change.device().clone())
-            .collect();
+        let touched: BTreeSet<DeviceId> = changes.iter().map(|change| change.device().clone()).collect();
         for change in changes {
             self.apply(change);
         }
@@ -253,12 +242,7 @@ impl DeviceTable {
     }
 
     fn insert(&mut self, device: Device) {
-        assert!(
-            self.slots.take(device.slot),
-            "slot {:?} of {} is taken",
-            device.slot,
-            device.id
-        );
+        assert!(self.slots.take(device.slot), "slot {:?} of {} is taken", device.slot, device.id);
         self.retire(&device.id);
         if let Some(key) = &device.key {
             self.keys.insert(key.clone(), device.id.clone());
@@ -270,11 +254,7 @@ impl DeviceTable {
         let Some(device) = self.devices.remove(id) else {
             return;
         };
-        assert!(
-            self.slots.give_back(device.slot),
-            "slot {:?} of {id} is free",
-            device.slot
-        );
+        assert!(self.slots.give_back(device.slot), "slot {:?} of {id} is free", device.slot);
         if let Some(key) = &device.key {
             self.keys.remove(key);
         }
@@ -309,11 +289,7 @@ impl Draft {
     /// Nothing done yet.
     pub fn new(view: Rc<DeviceTable>) -> Self {
         let slots = view.slots;
-        Self {
-            view,
-            slots,
-            changes: Vec::new(),
-        }
+        Self { view, slots, changes: Vec::new() }
     }
 
     /// What was done, and no view any more.
@@ -337,11 +313,7 @@ impl Draft {
     }
 
     /// Takes an id and the lowest free slot; `None` if there is no free slot.
-    pub fn reserve(
-        &mut self,
-        config: &DeviceConfig,
-        key: Option<DeviceKey>,
-    ) -> Option<(DeviceId, PciSlot)> {
+    pub fn reserve(&mut self, config: &DeviceConfig, key: Option<DeviceKey>) -> Option<(DeviceId, PciSlot)> {
         let slot = self.slots.lowest_free()?;
         let id = self.next_id(prefix(config))?;
         self.slots.take(slot);
@@ -366,9 +338,7 @@ impl Draft {
     fn next_id(&self, prefix: &'static str) -> Option<DeviceId> {
         let known = self.view.next.get(prefix).copied().unwrap_or(0);
         let mine = self.changes.iter().filter_map(|change| match change {
-            Change::Reserved(device) => split_id(&device.id)
-                .filter(|(p, _)| *p == prefix)
-                .map(|(_, n)| n + 1),
+            Change::Reserved(device) => split_id(&device.id).filter(|(p, _)| *p == prefix).map(|(_, n)| n + 1),
             _ => None,
         });
         let number = mine.max().unwrap_or(0).max(known);
@@ -389,11 +359,7 @@ impl Draft {
             Change::LetGo(held, by) if held == id && by == scope => Some(false),
             _ => None,
         });
-        mine.unwrap_or_else(|| {
-            self.view
-                .get(id)
-                .is_some_and(|device| device.holders.contains(&holder(scope)))
-        })
+        mine.unwrap_or_else(|| self.view.get(id).is_some_and(|device| device.holders.contains(&holder(scope))))
     }
 
     /// The device with a key, as it stands after what this message has done.
@@ -403,11 +369,7 @@ impl Draft {
             _ => None,
         });
         let mut device = mine.or_else(|| self.view.by_key(key))?.clone();
-        for change in self
-            .changes
-            .iter()
-            .filter(|change| *change.device() == device.id)
-        {
+        for change in self.changes.iter().filter(|change| *change.device() == device.id) {
             match change {
                 Change::Plugged(_, path) => {
                     device.phase = Phase::Present;

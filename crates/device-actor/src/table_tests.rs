@@ -5,10 +5,7 @@ use super::*;
 use crate::slots::{SLOT_MAX, SLOT_MIN};
 
 fn function(n: u32) -> DeviceConfig {
-    DeviceConfig::Vfio(VfioDevice {
-        bdf: format!("0000:00:{n:02x}.0"),
-        group: n,
-    })
+    DeviceConfig::Vfio(VfioDevice { bdf: format!("0000:00:{n:02x}.0"), group: n })
 }
 
 fn key(n: u32) -> DeviceKey {
@@ -16,11 +13,7 @@ fn key(n: u32) -> DeviceKey {
 }
 
 /// One message that plugs one device, and how it ended.
-fn attach(
-    table: &mut Rc<DeviceTable>,
-    n: u32,
-    end: impl FnOnce(DeviceId) -> Option<Change>,
-) -> Option<DeviceId> {
+fn attach(table: &mut Rc<DeviceTable>, n: u32, end: impl FnOnce(DeviceId) -> Option<Change>) -> Option<DeviceId> {
     let mut draft = Draft::new(table.clone());
     let id = draft.reserve(&function(n), Some(key(n))).map(|(id, _)| id);
     if let Some(change) = id.clone().and_then(end) {
@@ -38,17 +31,11 @@ fn what_was_under_way_when_a_message_was_cut_off_is_doubtful_and_keeps_id_and_sl
     assert_eq!(table.get(&id).unwrap().phase, Phase::Doubtful);
     assert_eq!((table.doubtful(), table.slots().free()), (1, 29));
     let next = attach(&mut table, 1, |id| Some(Change::Plugged(id, None))).unwrap();
-    assert_eq!(
-        (next.as_str(), table.get(&next).unwrap().slot.slot),
-        ("vfio-1", 2)
-    );
+    assert_eq!((next.as_str(), table.get(&next).unwrap().slot.slot), ("vfio-1", 2));
     Rc::make_mut(&mut table).fold(vec![Change::Removing(id.clone()), Change::Gone(id)]);
     assert_eq!((table.doubtful(), table.slots().free()), (0, 29));
     let third = attach(&mut table, 0, |id| Some(Change::Plugged(id, None))).unwrap();
-    assert_eq!(
-        (third.as_str(), table.get(&third).unwrap().slot.slot),
-        ("vfio-2", 1)
-    );
+    assert_eq!((third.as_str(), table.get(&third).unwrap().slot.slot), ("vfio-2", 1));
 }
 
 #[test]
@@ -69,29 +56,19 @@ fn a_message_sees_what_it_has_done_itself() {
     let (second, slot) = draft.reserve(&function(1), Some(key(1))).unwrap();
     assert_eq!((second.as_str(), slot.slot), ("vfio-1", 2));
     let found = draft.find(&key(0)).unwrap();
-    assert_eq!(
-        (found.id.clone(), found.phase),
-        (first.clone(), Phase::Present)
-    );
+    assert_eq!((found.id.clone(), found.phase), (first.clone(), Phase::Present));
     assert!(draft.is_held(&first, &Scope::Sandbox) && !draft.is_held(&second, &Scope::Sandbox));
     draft.note(Change::Refused(second.clone()));
     assert!(draft.find(&key(1)).is_none());
     let (third, slot) = draft.reserve(&function(2), None).unwrap();
-    assert_eq!(
-        (third.as_str(), slot.slot),
-        ("vfio-2", 2),
-        "the slot comes back, the id does not"
-    );
+    assert_eq!((third.as_str(), slot.slot), ("vfio-2", 2), "the slot comes back, the id does not");
     Rc::make_mut(&mut table).fold(draft.into_changes());
     assert_eq!(table.by_key(&key(0)).unwrap().holders.len(), 1);
 }
 
 #[test]
 fn ids_of_an_earlier_life_are_not_used_again() {
-    let used = [
-        DeviceId::new("vfio-6").unwrap(),
-        DeviceId::new("root").unwrap(),
-    ];
+    let used = [DeviceId::new("vfio-6").unwrap(), DeviceId::new("root").unwrap()];
     let mut table = Rc::new(DeviceTable::new(1, &used));
     assert_eq!(attach(&mut table, 0, |_| None).unwrap().as_str(), "vfio-7");
 }

@@ -11,17 +11,12 @@ pub(crate) const VFIO_DRIVER: &str = "vfio-pci";
 
 /// The functions of a group that go to the VM, in the order of their addresses.
 pub(crate) fn members(group: &VfioGroup) -> impl Iterator<Item = &PciFunction> {
-    group
-        .functions
-        .iter()
-        .filter(|function| !BRIDGES.contains(&function.class) && function.class != AUDIO)
+    group.functions.iter().filter(|function| !BRIDGES.contains(&function.class) && function.class != AUDIO)
 }
 
 /// Whether a text is a PCI address `DDDD:BB:DD.F`.
 pub(crate) fn is_bdf(text: &str) -> bool {
-    let hex = |part: &str, digits: usize| {
-        part.len() == digits && part.bytes().all(|b| b.is_ascii_hexdigit())
-    };
+    let hex = |part: &str, digits: usize| part.len() == digits && part.bytes().all(|b| b.is_ascii_hexdigit());
     let Some((address, function)) = text.split_once('.') else {
         return false;
     };
@@ -39,16 +34,9 @@ mod tests {
         let functions = [0x0200, 0x0604, 0x0300, 0x0403, 0x0600]
             .into_iter()
             .enumerate()
-            .map(|(n, class)| PciFunction {
-                bdf: format!("0000:01:00.{n}"),
-                class,
-                driver: None,
-            })
+            .map(|(n, class)| PciFunction { bdf: format!("0000:01:00.{n}"), class, driver: None })
             .collect();
-        let group = VfioGroup {
-            group: 7,
-            functions,
-        };
+        let group = VfioGroup { group: 7, functions };
         let kept: Vec<_> = members(&group).map(|function| function.class).collect();
         assert_eq!(kept, [0x0200, 0x0300]);
     }
@@ -56,15 +44,7 @@ mod tests {
     #[test]
     fn addresses_are_whole_and_of_hex_digits() {
         assert!(is_bdf("0000:3b:00.7"));
-        for bad in [
-            "",
-            "3b:00.0",
-            "0000:3b:00.8",
-            "0000:3b:00.",
-            "0000:3b:0g.0",
-            "0000:3b:00.0/..",
-            "00000:3b:00.0",
-        ] {
+        for bad in ["", "3b:00.0", "0000:3b:00.8", "0000:3b:00.", "0000:3b:0g.0", "0000:3b:00.0/..", "00000:3b:00.0"] {
             assert!(!is_bdf(bad), "{bad}");
         }
     }

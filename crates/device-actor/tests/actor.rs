@@ -30,14 +30,14 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let world = Arc::new(World::new());
-        let sandbox = SandboxId::new("pod").unwrap();
+        let sandbox = SandboxId::new("pod").expect("a valid id");
         let vmm = Arc::new(SimulatedVmm::new(world.clone(), sandbox));
         Self::with(world, MemoryLedger::new(), vmm)
     }
 
     fn with(world: Arc<World>, ledger: Rc<MemoryLedger>, vmm: Arc<SimulatedVmm>) -> Self {
         let faults = Faults::new();
-        let sandbox = SandboxId::new("pod").unwrap();
+        let sandbox = SandboxId::new("pod").expect("a valid id");
         let host = Arc::new(SimulatedDeviceHost::new(world.clone()));
         let domain = DeviceActor::new(
             Journal::new(ledger.clone(), ActorName::Device),
@@ -58,11 +58,11 @@ impl Lab {
     }
 
     async fn attach(&self, config: DeviceConfig, holder: Scope) -> Result<AttachedDevice, DeviceError> {
-        self.actor.ask(AttachDevice { config, holder }, soon()).await.unwrap()
+        self.actor.ask(AttachDevice { config, holder }, soon()).await.expect("served")
     }
 
     async fn undo(&self, entries: Vec<Entry>, vm: VmFate) -> UndoReport {
-        self.actor.ask(UndoDevices(Undo { entries, vm }), soon()).await.unwrap()
+        self.actor.ask(UndoDevices(Undo { entries, vm }), soon()).await.expect("served")
     }
 
     fn entries_of(&self, container: &str) -> Vec<Entry> {
@@ -76,7 +76,7 @@ fn soon() -> Ask {
 }
 
 fn scope(container: &str) -> Scope {
-    Scope::Container(ContainerId::new(container).unwrap())
+    Scope::Container(ContainerId::new(container).expect("a valid id"))
 }
 
 fn disk(path: &str, access: Access) -> DeviceConfig {
@@ -89,7 +89,8 @@ fn refusal(kind: ErrorKind) -> PortError {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("complete");
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
 
@@ -274,12 +275,12 @@ fn a_daemon_that_does_not_get_ready_is_found_again_by_its_entry() {
 }
 
 fn device(typ: LinuxDeviceType, path: &str, major: i64, minor: i64) -> LinuxDevice {
-    LinuxDeviceBuilder::default().typ(typ).path(path).major(major).minor(minor).build().unwrap()
+    LinuxDeviceBuilder::default().typ(typ).path(path).major(major).minor(minor).build().expect("complete")
 }
 
 fn oci(container: &str) -> AttachOciDevices {
     AttachOciDevices {
-        container: ContainerId::new(container).unwrap(),
+        container: ContainerId::new(container).expect("a valid id"),
         devices: vec![
             device(LinuxDeviceType::C, "/dev/null", 1, 3),
             device(LinuxDeviceType::B, "/dev/data", 8, 16),
@@ -296,7 +297,8 @@ fn a_specs_devices_are_told_in_the_agents_words_and_go_with_the_last_container()
     run(async {
         let lab = Lab::new();
         let told = lab.actor.ask(oci("a"), soon()).await.unwrap().unwrap();
-        let words: Vec<_> = told.iter().map(|d| (d.id.as_str(), d.driver.as_str(), d.container_path.as_str())).collect();
+        let words: Vec<_> =
+            told.iter().map(|d| (d.id.as_str(), d.driver.as_str(), d.container_path.as_str())).collect();
         assert_eq!(words, [("02/01", "blk", "/dev/data"), ("12", "vfio-pci-gk", "/dev/vfio/12")]);
         assert_eq!(told[1].options, ["0000:0c:00.0=02/02"]);
         assert_eq!(lab.actor.ask(oci("b"), soon()).await.unwrap().unwrap(), told);
@@ -347,5 +349,20 @@ fn a_ledger_that_cannot_be_written_lets_nothing_start() {
         lab.actor.ask(attach_vsock(), soon()).await.unwrap().unwrap_err();
         assert_eq!((lab.world.list(), lab.ledger.live().len()), (vec![], 0));
         assert_eq!(*lab.actor.snapshot().borrow(), brief(30, 0));
+    });
+}
+
+#[test]
+fn a_binding_that_was_cut_off_is_finished_by_the_next_attempt_under_its_entry() {
+    run(async {
+        let lab = Lab::new();
+        let bdf = "0000:0c:00.0".to_owned();
+        lab.faults.on("bind_vfio", Fault::Hangs);
+        lab.actor.ask(AttachVfio { bdf: bdf.clone() }, soon()).await.unwrap().unwrap_err();
+        lab.actor.ask(AttachVfio { bdf: bdf.clone() }, soon()).await.unwrap().unwrap();
+        let bindings = lab.ledger.list().iter().filter(|line| line.starts_with("vfio binding")).count();
+        assert_eq!((bindings, lab.world.identity("vfio-binding", &bdf).is_some()), (1, true));
+        assert!(lab.undo(lab.ledger.newest_first(), VmFate::Alive).await.is_clean());
+        assert_eq!((lab.world.list(), lab.ledger.list()), (vec![], vec![]));
     });
 }

@@ -88,11 +88,7 @@ pub struct ProcessRef {
 
 impl fmt::Display for ProcessRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.exec.is_empty() {
-            self.container.fmt(f)
-        } else {
-            write!(f, "{}/{}", self.container, self.exec)
-        }
+        if self.exec.is_empty() { self.container.fmt(f) } else { write!(f, "{}/{}", self.container, self.exec) }
     }
 }
 

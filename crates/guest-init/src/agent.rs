@@ -24,10 +24,7 @@ const HOTPLUG_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sets the guest up and serves the protocol until the machine is switched off.
 pub(crate) fn run() -> Result<()> {
     mount_all()?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve())
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve())
 }
 
 async fn serve() -> Result<()> {
@@ -41,9 +38,7 @@ async fn serve() -> Result<()> {
     let mut agent = agent_ttrpc::create_agent_service(service.clone());
     if let Some(service) = agent.get_mut("grpc.AgentService") {
         // A method that is not there makes the server answer UNIMPLEMENTED, which is the truth.
-        service
-            .methods
-            .retain(|path, _| !NOT_SERVED.iter().any(|name| path == name));
+        service.methods.retain(|path, _| !NOT_SERVED.iter().any(|name| path == name));
     }
     let mut server = ttrpc::asynchronous::Server::new()
         .bind(&format!("vsock://-1:{AGENT_PORT}"))
@@ -62,12 +57,7 @@ fn mount_all() -> Result<()> {
     let table: [(&str, &str, MsFlags, Option<&str>); 7] = [
         ("proc", "/proc", safe, None),
         ("sysfs", "/sys", safe, None),
-        (
-            "devpts",
-            "/dev/pts",
-            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-            Some("mode=0620,ptmxmode=0666"),
-        ),
+        ("devpts", "/dev/pts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some("mode=0620,ptmxmode=0666")),
         ("mqueue", "/dev/mqueue", safe, None),
         ("tmpfs", "/tmp", no_suid, Some("mode=1777")),
         ("tmpfs", "/run", no_suid, Some("mode=0755")),
@@ -75,8 +65,7 @@ fn mount_all() -> Result<()> {
     ];
     for (kind, target, flags, data) in table {
         fs::create_dir_all(target).with_context(|| format!("create {target}"))?;
-        mount(Some(kind), target, Some(kind), flags, data)
-            .with_context(|| format!("mount {target}"))?;
+        mount(Some(kind), target, Some(kind), flags, data).with_context(|| format!("mount {target}"))?;
     }
     fs::create_dir_all("/etc")?;
     Ok(())

@@ -27,14 +27,7 @@ pub(crate) fn run() -> Result<()> {
     mount_pseudo("devtmpfs", "/dev").context("mount /dev")?;
     load_modules()?;
     fs::create_dir_all(NEW_ROOT)?;
-    mount(
-        Some("root"),
-        NEW_ROOT,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=0755"),
-    )
-    .context("mount the new root")?;
+    mount(Some("root"), NEW_ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).context("mount the new root")?;
     fs::copy("/init", Path::new(NEW_ROOT).join("init")).context("copy /init")?;
     fs::create_dir(Path::new(NEW_ROOT).join("dev"))?;
     move_mount("/dev", &format!("{NEW_ROOT}/dev"))?;
@@ -53,18 +46,11 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn mount_pseudo(kind: &str, target: &str) -> nix::Result<()> {
-    mount(
-        Some(kind),
-        target,
-        Some(kind),
-        MsFlags::empty(),
-        None::<&str>,
-    )
+    mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
 }
 
 fn move_mount(from: &str, to: &str) -> Result<()> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-        .with_context(|| format!("move {from} to {to}"))
+    mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>).with_context(|| format!("move {from} to {to}"))
 }
 
 fn load_modules() -> Result<()> {

@@ -102,11 +102,7 @@ fn settings(resources: &LinuxResources) -> Vec<(&'static str, String)> {
         }
         if memory.Swap != 0 {
             // Version 1 counts memory and swap together, version 2 swap alone.
-            let swap = if memory.Swap < 0 {
-                -1
-            } else {
-                (memory.Swap - memory.Limit).max(0)
-            };
+            let swap = if memory.Swap < 0 { -1 } else { (memory.Swap - memory.Limit).max(0) };
             settings.push(("memory.swap.max", limit(swap)));
         }
     }
@@ -135,11 +131,7 @@ fn settings(resources: &LinuxResources) -> Vec<(&'static str, String)> {
 }
 
 fn limit(value: i64) -> String {
-    if value < 0 {
-        "max".to_owned()
-    } else {
-        value.to_string()
-    }
+    if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
 /// Version 1's shares (2 to 262144) on version 2's scale (1 to 10000).
@@ -161,23 +153,9 @@ mod tests {
     #[test]
     fn limits_are_translated() {
         let resources = LinuxResources {
-            Memory: Some(LinuxMemory {
-                Limit: 100,
-                Swap: 150,
-                ..Default::default()
-            })
-            .into(),
-            CPU: Some(LinuxCPU {
-                Shares: 1024,
-                Quota: 50_000,
-                ..Default::default()
-            })
-            .into(),
-            Pids: Some(LinuxPids {
-                Limit: -1,
-                ..Default::default()
-            })
-            .into(),
+            Memory: Some(LinuxMemory { Limit: 100, Swap: 150, ..Default::default() }).into(),
+            CPU: Some(LinuxCPU { Shares: 1024, Quota: 50_000, ..Default::default() }).into(),
+            Pids: Some(LinuxPids { Limit: -1, ..Default::default() }).into(),
             ..Default::default()
         };
         let expected = [
@@ -187,9 +165,7 @@ mod tests {
             ("cpu.max", "50000 100000"),
             ("pids.max", "max"),
         ];
-        let expected: Vec<_> = expected
-            .map(|(file, value)| (file, value.to_owned()))
-            .to_vec();
+        let expected: Vec<_> = expected.map(|(file, value)| (file, value.to_owned())).to_vec();
         assert_eq!(settings(&resources), expected);
         assert_eq!((weight(2), weight(262_144)), (1, 10_000));
     }

@@ -33,12 +33,7 @@ pub(crate) struct Container {
 
 impl Container {
     /// Prepares a container whose storages are there; its program does not run yet.
-    pub(crate) async fn create(
-        id: &str,
-        spec: Spec,
-        storages: Vec<String>,
-        reaper: &Reaper,
-    ) -> Result<Self> {
+    pub(crate) async fn create(id: &str, spec: Spec, storages: Vec<String>, reaper: &Reaper) -> Result<Self> {
         let cgroup = Cgroup::create(id)?;
         let prepared = async {
             if let Some(resources) = spec.Linux.Resources.as_ref() {
@@ -65,29 +60,16 @@ impl Container {
     }
 
     /// Runs one more process in the container.
-    pub(crate) async fn exec(
-        &self,
-        exec_id: &str,
-        process: oci::Process,
-        reaper: &Reaper,
-    ) -> Result<()> {
+    pub(crate) async fn exec(&self, exec_id: &str, process: oci::Process, reaper: &Reaper) -> Result<()> {
         ensure!(!exec_id.is_empty(), "an execution needs an id");
-        let taken = self
-            .process(exec_id)
-            .is_some_and(|process| !process.has_ended());
+        let taken = self.process(exec_id).is_some_and(|process| !process.has_ended());
         ensure!(!taken, "execution `{exec_id}` is still running");
-        let first = self
-            .process(FIRST)
-            .context("the container has no first process")?;
+        let first = self.process(FIRST).context("the container has no first process")?;
         ensure!(!first.has_ended(), "the container is not running");
-        let job = Job::Exec {
-            target: first.pid,
-            process: Box::new(process),
-        };
+        let job = Job::Exec { target: first.pid, process: Box::new(process) };
         let process = Process::prepare(&job, &self.cgroup, reaper).await?;
         process.start().await?;
-        self.processes()
-            .insert(exec_id.to_owned(), Arc::new(process));
+        self.processes().insert(exec_id.to_owned(), Arc::new(process));
         Ok(())
     }
 
@@ -123,9 +105,7 @@ impl Container {
     }
 
     fn processes(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
-        self.processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -19,19 +19,11 @@ pub(crate) fn copy(request: &CopyFileRequest) -> Result<()> {
     let parent = path.parent().context("a file needs a directory")?;
     fs::DirBuilder::new()
         .recursive(true)
-        .mode(if request.dir_mode == 0 {
-            0o750
-        } else {
-            request.dir_mode & 0o7777
-        })
+        .mode(if request.dir_mode == 0 { 0o750 } else { request.dir_mode & 0o7777 })
         .create(parent)
         .with_context(|| format!("create {}", parent.display()))?;
     // A link on the way could lead out of the directory in spite of a clean path.
-    ensure!(
-        fs::canonicalize(parent)? == parent,
-        "{} leads elsewhere",
-        parent.display()
-    );
+    ensure!(fs::canonicalize(parent)? == parent, "{} leads elsewhere", parent.display());
     match SFlag::from_bits_truncate(request.file_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFDIR => copy_directory(&path, request),
         SFlag::S_IFLNK => copy_link(&path, request),
@@ -42,7 +34,7 @@ pub(crate) fn copy(request: &CopyFileRequest) -> Result<()> {
 
 fn copy_directory(path: &Path, request: &CopyFileRequest) -> Result<()> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
         _ => own(path, request),
     }
 }
@@ -60,12 +52,8 @@ fn copy_link(path: &Path, request: &CopyFileRequest) -> Result<()> {
 
 fn copy_piece(path: &Path, request: &CopyFileRequest) -> Result<()> {
     let unfinished = unfinished(path)?;
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(request.offset == 0)
-        .mode(0o600)
-        .open(&unfinished)?;
+    let file =
+        fs::OpenOptions::new().write(true).create(true).truncate(request.offset == 0).mode(0o600).open(&unfinished)?;
     let offset = u64::try_from(request.offset).context("offset")?;
     file.write_all_at(&request.data, offset)?;
     if file.metadata()?.len() as i64 >= request.file_size {
@@ -90,9 +78,7 @@ fn unfinished(path: &Path) -> Result<PathBuf> {
 
 fn checked(path: &str) -> Result<PathBuf> {
     let path = Path::new(path);
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     ensure!(
         plain && path.starts_with(BASE) && path != Path::new(BASE),
         "`{}` is not a path below {BASE}",
@@ -108,14 +94,7 @@ mod tests {
     #[test]
     fn only_paths_below_run_are_taken() {
         assert!(checked("/run/kata-containers/file").is_ok());
-        for wrong in [
-            "/run",
-            "/etc/passwd",
-            "run/x",
-            "/run/../etc/passwd",
-            "/runner/x",
-            "",
-        ] {
+        for wrong in ["/run", "/etc/passwd", "run/x", "/run/../etc/passwd", "/runner/x", ""] {
             assert!(checked(wrong).is_err(), "{wrong}");
         }
     }

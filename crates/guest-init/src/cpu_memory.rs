@@ -17,9 +17,7 @@ pub(crate) async fn online_cpus(wanted: u32, hotplug: &Hotplug) -> Result<()> {
         return Ok(());
     }
     let what = format!("CPU number {wanted}");
-    let online = hotplug
-        .wait_for(&what, || online_present_cpus(wanted))
-        .await?;
+    let online = hotplug.wait_for(&what, || online_present_cpus(wanted)).await?;
     say(format_args!("{online} CPUs online"));
     Ok(())
 }
@@ -70,12 +68,7 @@ fn numbered(directory: &str, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
         .filter_map(|entry| {
-            let number = entry
-                .file_name()
-                .to_str()?
-                .strip_prefix(prefix)?
-                .parse()
-                .ok()?;
+            let number = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
             Some((number, entry.path()))
         })
         .collect();

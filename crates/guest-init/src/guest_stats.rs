@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use agent_protocol::agent::{
-    AgentDetails, CgroupStats, CpuStats, CpuUsage, GuestDetailsResponse, MemoryData, MemoryStats,
-    NetworkStats, PidsStats, StatsContainerResponse, ThrottlingData,
+    AgentDetails, CgroupStats, CpuStats, CpuUsage, GuestDetailsResponse, MemoryData, MemoryStats, NetworkStats,
+    PidsStats, StatsContainerResponse, ThrottlingData,
 };
 use agent_protocol::csi::volume_usage::Unit;
 use agent_protocol::csi::{VolumeStatsResponse, VolumeUsage};
@@ -26,9 +26,7 @@ pub(crate) fn details(with_block_size: bool) -> GuestDetailsResponse {
         storage_handlers: storage::DRIVERS.map(str::to_owned).to_vec(),
         ..AgentDetails::default()
     };
-    let block_size = with_block_size
-        .then(cpu_memory::memory_block_size)
-        .flatten();
+    let block_size = with_block_size.then(cpu_memory::memory_block_size).flatten();
     GuestDetailsResponse {
         mem_block_size_bytes: block_size.unwrap_or(0),
         agent_details: Some(details).into(),
@@ -67,22 +65,10 @@ pub(crate) fn volume(path: &str) -> Result<VolumeStatsResponse> {
         unit: unit.into(),
         ..VolumeUsage::default()
     };
-    let bytes = usage(
-        Unit::BYTES,
-        found.blocks() * block,
-        found.blocks_free() * block,
-        found.blocks_available() * block,
-    );
-    let inodes = usage(
-        Unit::INODES,
-        found.files(),
-        found.files_free(),
-        found.files_available(),
-    );
-    Ok(VolumeStatsResponse {
-        usage: vec![bytes, inodes],
-        ..VolumeStatsResponse::default()
-    })
+    let bytes =
+        usage(Unit::BYTES, found.blocks() * block, found.blocks_free() * block, found.blocks_available() * block);
+    let inodes = usage(Unit::INODES, found.files(), found.files_free(), found.files_available());
+    Ok(VolumeStatsResponse { usage: vec![bytes, inodes], ..VolumeStatsResponse::default() })
 }
 
 /// The guest's memory in the text format of Prometheus.
@@ -116,11 +102,7 @@ fn cpu(cgroup: &Cgroup) -> CpuStats {
         throttled_time: nanoseconds("throttled_usec"),
         ..ThrottlingData::default()
     };
-    CpuStats {
-        cpu_usage: Some(usage).into(),
-        throttling_data: Some(throttling).into(),
-        ..CpuStats::default()
-    }
+    CpuStats { cpu_usage: Some(usage).into(), throttling_data: Some(throttling).into(), ..CpuStats::default() }
 }
 
 fn memory(cgroup: &Cgroup) -> MemoryStats {
@@ -170,9 +152,7 @@ fn interface(name: String) -> NetworkStats {
 
 /// The value of a key in a file of `key value` lines.
 fn value_of(text: &str, key: &str) -> u64 {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     value.map_or(0, number)
 }
 

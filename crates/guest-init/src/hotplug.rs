@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -43,11 +41,7 @@ impl Hotplug {
 
     /// Calls `find` at once and after every device event, until it finds something or the
     /// deadline passes.
-    pub(crate) async fn wait_for<T>(
-        &self,
-        what: &str,
-        mut find: impl FnMut() -> Option<T>,
-    ) -> Result<T> {
+    pub(crate) async fn wait_for<T>(&self, what: &str, mut find: impl FnMut() -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + self.timeout;
         let mut events = self.events.clone();
         loop {
@@ -76,8 +70,7 @@ impl Hotplug {
 
     /// A device node that is named directly.
     pub(crate) async fn node(&self, path: &Path) -> Result<()> {
-        self.wait_for(&path.display().to_string(), || path.exists().then_some(()))
-            .await
+        self.wait_for(&path.display().to_string(), || path.exists().then_some(())).await
     }
 
     async fn class_device(&self, pci_path: &str, class: &str) -> Result<String> {
@@ -97,9 +90,8 @@ async fn count_events(socket: AsyncFd<OwnedFd>, sender: watch::Sender<u64>) {
     let mut buffer = [0; 8192];
     while let Ok(mut ready) = socket.readable().await {
         // An overrun loses events, but says so by an error: that counts as one, too.
-        let received = ready.try_io(|fd| {
-            recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(std::io::Error::from)
-        });
+        let received =
+            ready.try_io(|fd| recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(std::io::Error::from));
         if received.is_ok() {
             sender.send_modify(|count| *count = count.wrapping_add(1));
         }
@@ -124,18 +116,13 @@ fn parse_pci_path(path: &str) -> Result<Vec<u8>> {
 fn pci_device(root: &Path, slots: &[u8]) -> Option<PathBuf> {
     slots.iter().try_fold(root.to_owned(), |bridge, slot| {
         let suffix = format!(":{slot:02x}.0");
-        child(&bridge, |name| {
-            name.starts_with("0000:") && name.ends_with(&suffix)
-        })
+        child(&bridge, |name| name.starts_with("0000:") && name.ends_with(&suffix))
     })
 }
 
 fn child(directory: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let entries = std::fs::read_dir(directory).ok()?;
-    entries
-        .flatten()
-        .find(|entry| entry.file_name().to_str().is_some_and(&wanted))
-        .map(|entry| entry.path())
+    entries.flatten().find(|entry| entry.file_name().to_str().is_some_and(&wanted)).map(|entry| entry.path())
 }
 
 #[cfg(test)]

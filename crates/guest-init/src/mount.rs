@@ -16,11 +16,7 @@ pub(crate) struct Options {
 impl Options {
     /// Sorts a list of options.
     pub(crate) fn parse<S: AsRef<str>>(options: &[S]) -> Self {
-        let mut parsed = Self {
-            flags: MsFlags::empty(),
-            propagation: MsFlags::empty(),
-            data: String::new(),
-        };
+        let mut parsed = Self { flags: MsFlags::empty(), propagation: MsFlags::empty(), data: String::new() };
         let mut data = Vec::new();
         for option in options.iter().map(AsRef::as_ref) {
             if let Some(flag) = flag(option) {
@@ -109,10 +105,7 @@ mod tests {
     #[test]
     fn options_are_sorted() {
         let options = Options::parse(&["rbind", "ro", "rprivate", "mode=1777", "size=64k"]);
-        assert_eq!(
-            options.flags,
-            MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY
-        );
+        assert_eq!(options.flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY);
         assert_eq!(options.propagation, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
         assert_eq!(options.data(), Some("mode=1777,size=64k"));
         assert_eq!(options.remount_flags(), MsFlags::MS_RDONLY);
@@ -120,9 +113,6 @@ mod tests {
 
     #[test]
     fn a_later_option_wins() {
-        assert_eq!(
-            Options::parse(&["ro", "rw", "defaults"]),
-            Options::parse::<&str>(&[])
-        );
+        assert_eq!(Options::parse(&["ro", "rw", "defaults"]), Options::parse::<&str>(&[]));
     }
 }

@@ -23,11 +23,7 @@ const NO_ARP: u32 = 0x80;
 pub(crate) async fn bring_up_loopback() -> Result<()> {
     let netlink = connect()?;
     let index = link_by_name(&netlink, "lo").await?.header.index;
-    Ok(netlink
-        .link()
-        .set(LinkUnspec::new_with_index(index).up().build())
-        .execute()
-        .await?)
+    Ok(netlink.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
 }
 
 /// Gives one interface its name, addresses and MTU, and brings it up.
@@ -36,9 +32,7 @@ pub(crate) async fn bring_up_loopback() -> Result<()> {
 pub(crate) async fn update_interface(wanted: &Interface, hotplug: &Hotplug) -> Result<()> {
     let name = if wanted.devicePath.is_empty() {
         let what = format!("interface with address {}", wanted.hwAddr);
-        hotplug
-            .wait_for(&what, || name_by_mac(&wanted.hwAddr))
-            .await?
+        hotplug.wait_for(&what, || name_by_mac(&wanted.hwAddr)).await?
     } else {
         hotplug.network_device(&wanted.devicePath).await?
     };
@@ -48,25 +42,17 @@ pub(crate) async fn update_interface(wanted: &Interface, hotplug: &Hotplug) -> R
         rename(&netlink, index, &wanted.name).await?;
     }
     replace_addresses(&netlink, index, &wanted.IPAddresses).await?;
-    let mut link = LinkUnspec::new_with_index(index)
-        .arp(wanted.raw_flags & NO_ARP == 0)
-        .up();
+    let mut link = LinkUnspec::new_with_index(index).arp(wanted.raw_flags & NO_ARP == 0).up();
     if wanted.mtu != 0 {
         link = link.mtu(u32::try_from(wanted.mtu)?);
     }
-    netlink
-        .link()
-        .set(link.build())
-        .execute()
-        .await
-        .context("bring the interface up")
+    netlink.link().set(link.build()).execute().await.context("bring the interface up")
 }
 
 /// Sets routes; those without a gateway first, because gateways are reached through them.
 pub(crate) async fn update_routes(routes: &[Route]) -> Result<()> {
     let netlink = connect()?;
-    let (through, direct): (Vec<_>, Vec<_>) =
-        routes.iter().partition(|route| !route.gateway.is_empty());
+    let (through, direct): (Vec<_>, Vec<_>) = routes.iter().partition(|route| !route.gateway.is_empty());
     for route in direct.into_iter().chain(through) {
         let index = link_by_name(&netlink, &route.device).await?.header.index;
         let message = to_message(route, index)?;
@@ -76,12 +62,7 @@ pub(crate) async fn update_routes(routes: &[Route]) -> Result<()> {
             .replace()
             .execute()
             .await
-            .with_context(|| {
-                format!(
-                    "route to `{}` through `{}` on {}",
-                    route.dest, route.gateway, route.device
-                )
-            })?;
+            .with_context(|| format!("route to `{}` through `{}` on {}", route.dest, route.gateway, route.device))?;
     }
     Ok(())
 }
@@ -90,15 +71,8 @@ pub(crate) async fn update_routes(routes: &[Route]) -> Result<()> {
 pub(crate) async fn add_neighbours(neighbours: &[ARPNeighbor]) -> Result<()> {
     let netlink = connect()?;
     for neighbour in neighbours {
-        let address: IpAddr = neighbour
-            .toIPAddress
-            .address
-            .parse()
-            .context("neighbour address")?;
-        let index = link_by_name(&netlink, &neighbour.device)
-            .await?
-            .header
-            .index;
+        let address: IpAddr = neighbour.toIPAddress.address.parse().context("neighbour address")?;
+        let index = link_by_name(&netlink, &neighbour.device).await?.header.index;
         let state = match u16::try_from(neighbour.state)? {
             0 => NeighbourState::Permanent,
             state => NeighbourState::from(state),
@@ -108,9 +82,7 @@ pub(crate) async fn add_neighbours(neighbours: &[ARPNeighbor]) -> Result<()> {
             .add(index, address)
             .link_layer_address(&parse_mac(&neighbour.lladdr)?)
             .state(state)
-            .flags(NeighbourFlags::from_bits_retain(u8::try_from(
-                neighbour.flags,
-            )?))
+            .flags(NeighbourFlags::from_bits_retain(u8::try_from(neighbour.flags)?))
             .replace()
             .execute()
             .await
@@ -125,9 +97,7 @@ pub(crate) async fn interfaces() -> Result<Vec<Interface>> {
     let addresses: Vec<AddressMessage> = netlink.address().get().execute().try_collect().await?;
     let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await?;
     let described = links.iter().map(|link| describe_link(link, &addresses));
-    Ok(described
-        .filter(|interface| interface.name != "lo")
-        .collect())
+    Ok(described.filter(|interface| interface.name != "lo").collect())
 }
 
 /// The routes of the main table.
@@ -135,15 +105,10 @@ pub(crate) async fn routes() -> Result<Vec<Route>> {
     let netlink = connect()?;
     let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await?;
     let mut all = Vec::new();
-    let families = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
+    let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     for family in families {
         let found: Vec<RouteMessage> = netlink.route().get(family).execute().try_collect().await?;
-        let main = found
-            .iter()
-            .filter(|route| route.header.table == RouteHeader::RT_TABLE_MAIN);
+        let main = found.iter().filter(|route| route.header.table == RouteHeader::RT_TABLE_MAIN);
         all.extend(main.map(|route| describe_route(route, &links)));
     }
     Ok(all)
@@ -158,10 +123,7 @@ fn connect() -> Result<Handle> {
 
 async fn link_by_name(netlink: &Handle, name: &str) -> Result<LinkMessage> {
     let mut links = netlink.link().get().match_name(name).execute();
-    let link = links
-        .try_next()
-        .await
-        .with_context(|| format!("look up interface {name}"))?;
+    let link = links.try_next().await.with_context(|| format!("look up interface {name}"))?;
     link.with_context(|| format!("no interface {name}"))
 }
 
@@ -181,9 +143,7 @@ async fn rename(netlink: &Handle, index: u32, name: &str) -> Result<()> {
         let other = other.header.index;
         set_name(netlink, other, &format!("moved{other}")).await?;
     }
-    set_name(netlink, index, name)
-        .await
-        .with_context(|| format!("rename to {name}"))
+    set_name(netlink, index, name).await.with_context(|| format!("rename to {name}"))
 }
 
 async fn set_name(netlink: &Handle, index: u32, name: &str) -> Result<()> {
@@ -195,38 +155,17 @@ async fn set_name(netlink: &Handle, index: u32, name: &str) -> Result<()> {
 }
 
 async fn replace_addresses(netlink: &Handle, index: u32, wanted: &[IPAddress]) -> Result<()> {
-    let old = netlink
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute();
+    let old = netlink.address().get().set_link_index_filter(index).execute();
     let old: Vec<AddressMessage> = old.try_collect().await.context("list addresses")?;
     // The kernel's own link-local address stays.
-    for address in old
-        .into_iter()
-        .filter(|address| address.header.scope != AddressScope::Link)
-    {
-        netlink
-            .address()
-            .del(address)
-            .execute()
-            .await
-            .context("remove an old address")?;
+    for address in old.into_iter().filter(|address| address.header.scope != AddressScope::Link) {
+        netlink.address().del(address).execute().await.context("remove an old address")?;
     }
     for wanted in wanted {
-        let address: IpAddr = wanted
-            .address
-            .parse()
-            .with_context(|| format!("address `{}`", wanted.address))?;
-        let length = wanted
-            .mask
-            .parse()
-            .with_context(|| format!("prefix `{}`", wanted.mask))?;
+        let address: IpAddr = wanted.address.parse().with_context(|| format!("address `{}`", wanted.address))?;
+        let length = wanted.mask.parse().with_context(|| format!("prefix `{}`", wanted.mask))?;
         let request = netlink.address().add(index, address, length).replace();
-        request
-            .execute()
-            .await
-            .with_context(|| format!("add address {address}/{length}"))?;
+        request.execute().await.with_context(|| format!("add address {address}/{length}"))?;
     }
     Ok(())
 }
@@ -261,27 +200,15 @@ fn to_message(route: &Route, index: u32) -> Result<RouteMessage> {
 /// `address/length`; without a length the address stands for itself alone.
 fn parse_prefix(text: &str) -> Result<(IpAddr, u8)> {
     let (address, length) = text.split_once('/').unwrap_or((text, ""));
-    let address: IpAddr = address
-        .parse()
-        .with_context(|| format!("destination `{text}`"))?;
+    let address: IpAddr = address.parse().with_context(|| format!("destination `{text}`"))?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
-    let length = if length.is_empty() {
-        longest
-    } else {
-        length.parse()?
-    };
-    ensure!(
-        length <= longest,
-        "destination `{text}` has too long a prefix"
-    );
+    let length = if length.is_empty() { longest } else { length.parse()? };
+    ensure!(length <= longest, "destination `{text}` has too long a prefix");
     Ok((address, length))
 }
 
 fn parse_mac(text: &str) -> Result<Vec<u8>> {
-    let bytes: Result<Vec<u8>, _> = text
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16))
-        .collect();
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
     match bytes {
         Ok(bytes) if bytes.len() == 6 => Ok(bytes),
         _ => bail!("`{text}` is not a hardware address"),
@@ -304,21 +231,16 @@ fn describe_link(link: &LinkMessage, addresses: &[AddressMessage]) -> Interface 
             _ => {}
         }
     }
-    let own = addresses
-        .iter()
-        .filter(|address| address.header.index == link.header.index);
+    let own = addresses.iter().filter(|address| address.header.index == link.header.index);
     interface.IPAddresses = own.filter_map(describe_address).collect();
     interface
 }
 
 fn describe_address(message: &AddressMessage) -> Option<IPAddress> {
-    let address = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })?;
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    })?;
     Some(IPAddress {
         family: family(address).into(),
         address: address.to_string(),
@@ -328,10 +250,7 @@ fn describe_address(message: &AddressMessage) -> Option<IPAddress> {
 }
 
 fn describe_route(message: &RouteMessage, links: &[LinkMessage]) -> Route {
-    let mut route = Route {
-        scope: u32::from(u8::from(message.header.scope)),
-        ..Route::default()
-    };
+    let mut route = Route { scope: u32::from(u8::from(message.header.scope)), ..Route::default() };
     route.flags = message.header.flags.bits();
     if message.header.address_family == AddressFamily::Inet6 {
         route.family = IPFamily::v6.into();
@@ -346,9 +265,7 @@ fn describe_route(message: &RouteMessage, links: &[LinkMessage]) -> Route {
             RouteAttribute::PrefSource(address) => route.source = text(address),
             RouteAttribute::Oif(index) => {
                 let link = links.iter().find(|link| link.header.index == *index);
-                route.device = link
-                    .map(|link| describe_link(link, &[]).name)
-                    .unwrap_or_default();
+                route.device = link.map(|link| describe_link(link, &[]).name).unwrap_or_default();
             }
             _ => {}
         }
@@ -357,11 +274,7 @@ fn describe_route(message: &RouteMessage, links: &[LinkMessage]) -> Route {
 }
 
 fn family(address: IpAddr) -> IPFamily {
-    if address.is_ipv4() {
-        IPFamily::v4
-    } else {
-        IPFamily::v6
-    }
+    if address.is_ipv4() { IPFamily::v4 } else { IPFamily::v6 }
 }
 
 fn text(address: &RouteAddress) -> String {
@@ -378,11 +291,7 @@ mod tests {
 
     #[test]
     fn a_default_route_names_no_destination() {
-        let route = Route {
-            gateway: "10.0.0.1".to_owned(),
-            flags: 4,
-            ..Route::default()
-        };
+        let route = Route { gateway: "10.0.0.1".to_owned(), flags: 4, ..Route::default() };
         let message = to_message(&route, 2).unwrap();
         assert_eq!(message.header.destination_prefix_length, 0);
         assert_eq!(message.header.flags, RouteFlags::Onlink);
@@ -391,10 +300,7 @@ mod tests {
 
     #[test]
     fn prefixes_and_hardware_addresses_are_checked() {
-        assert_eq!(
-            parse_prefix("10.0.0.0/8").unwrap(),
-            ("10.0.0.0".parse().unwrap(), 8)
-        );
+        assert_eq!(parse_prefix("10.0.0.0/8").unwrap(), ("10.0.0.0".parse().unwrap(), 8));
         assert_eq!(parse_prefix("fd00::1").unwrap().1, 128);
         assert!(parse_prefix("10.0.0.0/33").is_err());
         assert_eq!(parse_mac("02:00:00:00:00:0A").unwrap()[5], 10);

@@ -23,16 +23,12 @@ impl OomEvents {
     /// An empty queue.
     pub(crate) fn new() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        Self {
-            sender,
-            receiver: Arc::new(Mutex::new(receiver)),
-        }
+        Self { sender, receiver: Arc::new(Mutex::new(receiver)) }
     }
 
     /// Watches a container for as long as its cgroup is there.
     pub(crate) fn watch(&self, container: &str, cgroup: &Cgroup) {
-        let (container, cgroup, sender) =
-            (container.to_owned(), cgroup.clone(), self.sender.clone());
+        let (container, cgroup, sender) = (container.to_owned(), cgroup.clone(), self.sender.clone());
         tokio::spawn(async move {
             if let Err(error) = follow(&container, &cgroup, &sender).await {
                 say(format_args!("memory events of {container}: {error:#}"));
@@ -42,20 +38,11 @@ impl OomEvents {
 
     /// Waits for the next container.
     pub(crate) async fn next(&self) -> Result<String> {
-        self.receiver
-            .lock()
-            .await
-            .recv()
-            .await
-            .context("no more events")
+        self.receiver.lock().await.recv().await.context("no more events")
     }
 }
 
-async fn follow(
-    container: &str,
-    cgroup: &Cgroup,
-    sender: &mpsc::UnboundedSender<String>,
-) -> Result<()> {
+async fn follow(container: &str, cgroup: &Cgroup, sender: &mpsc::UnboundedSender<String>) -> Result<()> {
     let path = cgroup.file(FILE);
     if !path.exists() {
         return Ok(());
@@ -79,12 +66,8 @@ async fn follow(
 }
 
 fn kills(events: &str) -> u64 {
-    let count = events
-        .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "));
-    count
-        .and_then(|count| count.trim().parse().ok())
-        .unwrap_or(0)
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -42,11 +42,7 @@ impl Process {
     pub(crate) async fn prepare(job: &Job, cgroup: &Cgroup, reaper: &Reaper) -> Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         let terminal = job.terminal();
-        let (pipes, stdio) = if terminal {
-            Pipes::terminal()?
-        } else {
-            Pipes::plain()?
-        };
+        let (pipes, stdio) = if terminal { Pipes::terminal()? } else { Pipes::plain()? };
         let direct = spawn(job, &theirs, stdio)?;
         drop(theirs);
         cgroup.add(direct).context("join the container's cgroup")?;
@@ -69,11 +65,7 @@ impl Process {
 
     /// Lets the prepared process execute its program.
     pub(crate) async fn start(&self) -> Result<()> {
-        let gate = self
-            .gate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut gate = gate.context("already started")?;
         gate.write_all(child::START).await?;
         // The gate closes when the program is executed; before that only a complaint comes.
@@ -99,14 +91,13 @@ impl Process {
 
     /// Sends a signal; a process that is over has nothing against it.
     ///
-    /// The number goes to the kernel as it is: real-time signals have no name.
+    /// Real-time signals, which have no name, are refused.
     pub(crate) fn signal(&self, signal: u32) -> Result<()> {
         if self.has_ended() {
             return Ok(());
         }
         let number = i32::try_from(signal)?;
-        let signal = nix::sys::signal::Signal::try_from(number)
-            .with_context(|| format!("signal {number}"))?;
+        let signal = nix::sys::signal::Signal::try_from(number).with_context(|| format!("signal {number}"))?;
         match kill(self.pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(error) => Err(anyhow!("signal {number} to {}: {error}", self.pid)),
@@ -115,27 +106,17 @@ impl Process {
 
     /// The stream behind standard output or standard error.
     pub(crate) fn output(&self, error: bool) -> Option<Arc<Stream>> {
-        if error {
-            self.stderr.clone()
-        } else {
-            Some(self.stdout.clone())
-        }
+        if error { self.stderr.clone() } else { Some(self.stdout.clone()) }
     }
 
     /// Standard input, unless it was closed.
     pub(crate) fn input(&self) -> Option<Arc<Stream>> {
-        self.stdin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends standard input.
     pub(crate) fn close_input(&self) {
-        self.stdin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Tells the terminal its size.
@@ -143,12 +124,8 @@ impl Process {
         if !self.terminal {
             bail!("the process has no terminal");
         }
-        let size = Winsize {
-            ws_row: u16::try_from(rows)?,
-            ws_col: u16::try_from(columns)?,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let size =
+            Winsize { ws_row: u16::try_from(rows)?, ws_col: u16::try_from(columns)?, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.stdout.0.get_ref(), size)?)
     }
 }
@@ -170,10 +147,7 @@ fn spawn(job: &Job, gate: &StdUnixStream, stdio: [OwnedFd; 3]) -> Result<Pid> {
 }
 
 /// Reads the two reports of a new process, which may come in either order.
-async fn until_ready(
-    gate: &mut BufReader<UnixStream>,
-    reaper: &Reaper,
-) -> Result<(Pid, ExitWatch)> {
+async fn until_ready(gate: &mut BufReader<UnixStream>, reaper: &Reaper) -> Result<(Pid, ExitWatch)> {
     let (mut watched, mut ready) = (None, false);
     loop {
         let mut line = String::new();
@@ -207,11 +181,8 @@ impl Pipes {
         let (stdin, write) = pipe2(OFlag::O_CLOEXEC)?;
         let (read, stdout) = pipe2(OFlag::O_CLOEXEC)?;
         let (read_error, stderr) = pipe2(OFlag::O_CLOEXEC)?;
-        let pipes = Self {
-            stdin: Stream::new(write)?,
-            stdout: Stream::new(read)?,
-            stderr: Some(Stream::new(read_error)?),
-        };
+        let pipes =
+            Self { stdin: Stream::new(write)?, stdout: Stream::new(read)?, stderr: Some(Stream::new(read_error)?) };
         Ok((pipes, [stdin, stdout, stderr]))
     }
 
@@ -221,14 +192,7 @@ impl Pipes {
         fcntl(&pty.slave, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         let master = Stream::new(pty.master)?;
         let slaves = [pty.slave.try_clone()?, pty.slave.try_clone()?, pty.slave];
-        Ok((
-            Self {
-                stdin: master.clone(),
-                stdout: master,
-                stderr: None,
-            },
-            slaves,
-        ))
+        Ok((Self { stdin: master.clone(), stdout: master, stderr: None }, slaves))
     }
 }
 

@@ -50,12 +50,7 @@ enum Slot {
 impl Sandbox {
     /// A guest that has not been told anything yet.
     pub(crate) fn new(reaper: Reaper, hotplug: Hotplug) -> Self {
-        Self {
-            hotplug,
-            oom: OomEvents::new(),
-            reaper,
-            state: Mutex::default(),
-        }
+        Self { hotplug, oom: OomEvents::new(), reaper, state: Mutex::default() }
     }
 
     /// Takes on name, name servers and storages; once for each boot.
@@ -136,10 +131,7 @@ impl Sandbox {
 
     fn reserve(&self, id: &str) -> Result<()> {
         let mut state = self.state();
-        ensure!(
-            !state.containers.contains_key(id),
-            "container `{id}` exists"
-        );
+        ensure!(!state.containers.contains_key(id), "container `{id}` exists");
         state.containers.insert(id.to_owned(), Slot::InTheMaking);
         Ok(())
     }
@@ -171,10 +163,7 @@ impl Sandbox {
         let linux = spec.Linux.mut_or_insert_default();
         linux.Namespaces.retain(|namespace| namespace.Type != "pid");
         if !shares_pid_namespace && !state.shares_pid_namespace {
-            let namespace = LinuxNamespace {
-                Type: "pid".to_owned(),
-                ..Default::default()
-            };
+            let namespace = LinuxNamespace { Type: "pid".to_owned(), ..Default::default() };
             linux.Namespaces.push(namespace);
         }
         let target = "/etc/resolv.conf";
@@ -197,13 +186,9 @@ impl Sandbox {
             other => bail!("devices of type `{other}` are not served by this guest"),
         };
         let node = storage::device_node(source, &self.hotplug).await?;
-        let number = stat(&node)
-            .with_context(|| node.display().to_string())?
-            .st_rdev;
+        let number = stat(&node).with_context(|| node.display().to_string())?.st_rdev;
         let devices = &mut spec.Linux.mut_or_insert_default().Devices;
-        let position = devices
-            .iter()
-            .position(|known| known.Path == device.container_path);
+        let position = devices.iter().position(|known| known.Path == device.container_path);
         let index = position.unwrap_or_else(|| {
             devices.push(LinuxDevice {
                 Path: device.container_path.clone(),
@@ -236,10 +221,7 @@ impl Sandbox {
             return Ok(());
         }
         storage::add(storage, &self.hotplug).await?;
-        say(format_args!(
-            "storage {} at {}",
-            storage.driver, storage.mount_point
-        ));
+        say(format_args!("storage {} at {}", storage.driver, storage.mount_point));
         self.state().storages.insert(storage.mount_point.clone(), 1);
         Ok(())
     }

@@ -54,15 +54,11 @@ pub(crate) struct Service {
 impl Service {
     /// Serves a sandbox.
     pub(crate) fn new(sandbox: Sandbox) -> Self {
-        Self {
-            sandbox: Arc::new(sandbox),
-        }
+        Self { sandbox: Arc::new(sandbox) }
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>> {
-        self.sandbox
-            .container(id)
-            .ok_or_else(|| invalid(format!("invalid container id `{id}`")))
+        self.sandbox.container(id).ok_or_else(|| invalid(format!("invalid container id `{id}`")))
     }
 
     fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>> {
@@ -70,11 +66,7 @@ impl Service {
         found.ok_or_else(|| invalid(format!("no process `{exec}` in container `{container}`")))
     }
 
-    async fn read(
-        &self,
-        request: message::ReadStreamRequest,
-        error: bool,
-    ) -> Result<message::ReadStreamResponse> {
+    async fn read(&self, request: message::ReadStreamRequest, error: bool) -> Result<message::ReadStreamResponse> {
         let process = self.process(&request.container_id, &request.exec_id)?;
         let stream = process.output(error).ok_or_else(end_of_stream)?;
         let limit = (request.len as usize).min(READ_LIMIT);
@@ -82,10 +74,7 @@ impl Service {
         if data.is_empty() && limit > 0 {
             return Err(end_of_stream());
         }
-        Ok(message::ReadStreamResponse {
-            data,
-            ..Default::default()
-        })
+        Ok(message::ReadStreamResponse { data, ..Default::default() })
     }
 }
 
@@ -93,10 +82,7 @@ impl Service {
 impl health_ttrpc::Health for Service {
     async fn check(&self, _: &TtrpcContext, _: CheckRequest) -> Result<HealthCheckResponse> {
         let status = ServingStatus::SERVING.into();
-        Ok(HealthCheckResponse {
-            status,
-            ..Default::default()
-        })
+        Ok(HealthCheckResponse { status, ..Default::default() })
     }
 
     async fn version(&self, _: &TtrpcContext, _: CheckRequest) -> Result<VersionCheckResponse> {
@@ -110,20 +96,12 @@ impl health_ttrpc::Health for Service {
 
 #[async_trait]
 impl agent_ttrpc::AgentService for Service {
-    async fn create_sandbox(
-        &self,
-        _: &TtrpcContext,
-        request: message::CreateSandboxRequest,
-    ) -> Result<Empty> {
+    async fn create_sandbox(&self, _: &TtrpcContext, request: message::CreateSandboxRequest) -> Result<Empty> {
         say(format_args!("create sandbox {}", request.sandbox_id));
         answer(self.sandbox.create(request).await)
     }
 
-    async fn destroy_sandbox(
-        &self,
-        _: &TtrpcContext,
-        _: message::DestroySandboxRequest,
-    ) -> Result<Empty> {
+    async fn destroy_sandbox(&self, _: &TtrpcContext, _: message::DestroySandboxRequest) -> Result<Empty> {
         say(format_args!("destroy sandbox"));
         tokio::spawn(async {
             tokio::time::sleep(LAST_WORDS).await;
@@ -142,51 +120,29 @@ impl agent_ttrpc::AgentService for Service {
         Ok(guest_stats::details(request.mem_block_size))
     }
 
-    async fn online_cpu_mem(
-        &self,
-        _: &TtrpcContext,
-        request: message::OnlineCPUMemRequest,
-    ) -> Result<Empty> {
+    async fn online_cpu_mem(&self, _: &TtrpcContext, request: message::OnlineCPUMemRequest) -> Result<Empty> {
         let hotplug = &self.sandbox.hotplug;
-        cpu_memory::online_cpus(request.nb_cpus, hotplug)
-            .await
-            .map_err(failed)?;
+        cpu_memory::online_cpus(request.nb_cpus, hotplug).await.map_err(failed)?;
         if request.cpu_only {
             return Ok(Empty::new());
         }
         answer(cpu_memory::online_memory())
     }
 
-    async fn create_container(
-        &self,
-        _: &TtrpcContext,
-        request: message::CreateContainerRequest,
-    ) -> Result<Empty> {
+    async fn create_container(&self, _: &TtrpcContext, request: message::CreateContainerRequest) -> Result<Empty> {
         say(format_args!("create container {}", request.container_id));
         let sandbox = self.sandbox.clone();
         // A task of its own: a client that hangs up must not leave half a container behind.
         let task = tokio::spawn(async move { sandbox.create_container(request).await });
-        answer(
-            task.await
-                .context("create container")
-                .and_then(|created| created),
-        )
+        answer(task.await.context("create container").and_then(|created| created))
     }
 
-    async fn start_container(
-        &self,
-        _: &TtrpcContext,
-        request: message::StartContainerRequest,
-    ) -> Result<Empty> {
+    async fn start_container(&self, _: &TtrpcContext, request: message::StartContainerRequest) -> Result<Empty> {
         say(format_args!("start container {}", request.container_id));
         answer(self.process(&request.container_id, FIRST)?.start().await)
     }
 
-    async fn remove_container(
-        &self,
-        _: &TtrpcContext,
-        request: message::RemoveContainerRequest,
-    ) -> Result<Empty> {
+    async fn remove_container(&self, _: &TtrpcContext, request: message::RemoveContainerRequest) -> Result<Empty> {
         let container = self.container(&request.container_id)?;
         let (sandbox, id) = (self.sandbox.clone(), request.container_id);
         say(format_args!("remove container {id}"));
@@ -194,32 +150,18 @@ impl agent_ttrpc::AgentService for Service {
         answer(task.await.context("remove container"))
     }
 
-    async fn exec_process(
-        &self,
-        _: &TtrpcContext,
-        request: message::ExecProcessRequest,
-    ) -> Result<Empty> {
+    async fn exec_process(&self, _: &TtrpcContext, request: message::ExecProcessRequest) -> Result<Empty> {
         let container = self.container(&request.container_id)?;
-        say(format_args!(
-            "exec {} in {}",
-            request.exec_id, request.container_id
-        ));
+        say(format_args!("exec {} in {}", request.exec_id, request.container_id));
         let sandbox = self.sandbox.clone();
         let task = tokio::spawn(async move {
-            let process = request
-                .process
-                .into_option()
-                .context("no process is given")?;
+            let process = request.process.into_option().context("no process is given")?;
             sandbox.exec(&container, &request.exec_id, process).await
         });
         answer(task.await.context("exec").and_then(|executed| executed))
     }
 
-    async fn signal_process(
-        &self,
-        _: &TtrpcContext,
-        request: message::SignalProcessRequest,
-    ) -> Result<Empty> {
+    async fn signal_process(&self, _: &TtrpcContext, request: message::SignalProcessRequest) -> Result<Empty> {
         let container = self.container(&request.container_id)?;
         let process = self.process(&request.container_id, &request.exec_id)?;
         answer(container.signal(&request.exec_id, &process, request.signal))
@@ -232,17 +174,10 @@ impl agent_ttrpc::AgentService for Service {
     ) -> Result<message::WaitProcessResponse> {
         let process = self.process(&request.container_id, &request.exec_id)?;
         let status = process.wait().await.map_err(failed)?;
-        Ok(message::WaitProcessResponse {
-            status,
-            ..Default::default()
-        })
+        Ok(message::WaitProcessResponse { status, ..Default::default() })
     }
 
-    async fn update_container(
-        &self,
-        _: &TtrpcContext,
-        request: message::UpdateContainerRequest,
-    ) -> Result<Empty> {
+    async fn update_container(&self, _: &TtrpcContext, request: message::UpdateContainerRequest) -> Result<Empty> {
         let container = self.container(&request.container_id)?;
         answer(container.cgroup.apply(&request.resources))
     }
@@ -252,24 +187,14 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         request: message::StatsContainerRequest,
     ) -> Result<message::StatsContainerResponse> {
-        Ok(guest_stats::container(
-            &self.container(&request.container_id)?.cgroup,
-        ))
+        Ok(guest_stats::container(&self.container(&request.container_id)?.cgroup))
     }
 
-    async fn pause_container(
-        &self,
-        _: &TtrpcContext,
-        request: message::PauseContainerRequest,
-    ) -> Result<Empty> {
+    async fn pause_container(&self, _: &TtrpcContext, request: message::PauseContainerRequest) -> Result<Empty> {
         answer(self.container(&request.container_id)?.cgroup.freeze(true))
     }
 
-    async fn resume_container(
-        &self,
-        _: &TtrpcContext,
-        request: message::ResumeContainerRequest,
-    ) -> Result<Empty> {
+    async fn resume_container(&self, _: &TtrpcContext, request: message::ResumeContainerRequest) -> Result<Empty> {
         answer(self.container(&request.container_id)?.cgroup.freeze(false))
     }
 
@@ -279,15 +204,10 @@ impl agent_ttrpc::AgentService for Service {
         request: message::WriteStreamRequest,
     ) -> Result<message::WriteStreamResponse> {
         let process = self.process(&request.container_id, &request.exec_id)?;
-        let stream = process
-            .input()
-            .ok_or_else(|| invalid("standard input is closed"))?;
+        let stream = process.input().ok_or_else(|| invalid("standard input is closed"))?;
         stream.write_all(&request.data).await.map_err(failed)?;
         let len = u32::try_from(request.data.len()).map_err(failed)?;
-        Ok(message::WriteStreamResponse {
-            len,
-            ..Default::default()
-        })
+        Ok(message::WriteStreamResponse { len, ..Default::default() })
     }
 
     async fn read_stdout(
@@ -306,56 +226,28 @@ impl agent_ttrpc::AgentService for Service {
         self.read(request, true).await
     }
 
-    async fn close_stdin(
-        &self,
-        _: &TtrpcContext,
-        request: message::CloseStdinRequest,
-    ) -> Result<Empty> {
-        self.process(&request.container_id, &request.exec_id)?
-            .close_input();
+    async fn close_stdin(&self, _: &TtrpcContext, request: message::CloseStdinRequest) -> Result<Empty> {
+        self.process(&request.container_id, &request.exec_id)?.close_input();
         Ok(Empty::new())
     }
 
-    async fn tty_win_resize(
-        &self,
-        _: &TtrpcContext,
-        request: message::TtyWinResizeRequest,
-    ) -> Result<Empty> {
+    async fn tty_win_resize(&self, _: &TtrpcContext, request: message::TtyWinResizeRequest) -> Result<Empty> {
         let process = self.process(&request.container_id, &request.exec_id)?;
         answer(process.resize(request.row, request.column))
     }
 
-    async fn update_interface(
-        &self,
-        _: &TtrpcContext,
-        request: message::UpdateInterfaceRequest,
-    ) -> Result<Interface> {
-        let interface = request
-            .interface
-            .into_option()
-            .ok_or_else(|| invalid("no interface"))?;
+    async fn update_interface(&self, _: &TtrpcContext, request: message::UpdateInterfaceRequest) -> Result<Interface> {
+        let interface = request.interface.into_option().ok_or_else(|| invalid("no interface"))?;
         let updated = network::update_interface(&interface, &self.sandbox.hotplug).await;
         updated.map_err(failed)?;
-        say(format_args!(
-            "interface {} is {}",
-            interface.name, interface.hwAddr
-        ));
+        say(format_args!("interface {} is {}", interface.name, interface.hwAddr));
         Ok(interface)
     }
 
-    async fn update_routes(
-        &self,
-        _: &TtrpcContext,
-        request: message::UpdateRoutesRequest,
-    ) -> Result<message::Routes> {
-        network::update_routes(&request.routes.Routes)
-            .await
-            .map_err(failed)?;
+    async fn update_routes(&self, _: &TtrpcContext, request: message::UpdateRoutesRequest) -> Result<message::Routes> {
+        network::update_routes(&request.routes.Routes).await.map_err(failed)?;
         let routes = network::routes().await.map_err(failed)?;
-        Ok(message::Routes {
-            Routes: routes,
-            ..Default::default()
-        })
+        Ok(message::Routes { Routes: routes, ..Default::default() })
     }
 
     async fn list_interfaces(
@@ -364,29 +256,15 @@ impl agent_ttrpc::AgentService for Service {
         _: message::ListInterfacesRequest,
     ) -> Result<message::Interfaces> {
         let interfaces = network::interfaces().await.map_err(failed)?;
-        Ok(message::Interfaces {
-            Interfaces: interfaces,
-            ..Default::default()
-        })
+        Ok(message::Interfaces { Interfaces: interfaces, ..Default::default() })
     }
 
-    async fn list_routes(
-        &self,
-        _: &TtrpcContext,
-        _: message::ListRoutesRequest,
-    ) -> Result<message::Routes> {
+    async fn list_routes(&self, _: &TtrpcContext, _: message::ListRoutesRequest) -> Result<message::Routes> {
         let routes = network::routes().await.map_err(failed)?;
-        Ok(message::Routes {
-            Routes: routes,
-            ..Default::default()
-        })
+        Ok(message::Routes { Routes: routes, ..Default::default() })
     }
 
-    async fn add_arp_neighbors(
-        &self,
-        _: &TtrpcContext,
-        request: message::AddARPNeighborsRequest,
-    ) -> Result<Empty> {
+    async fn add_arp_neighbors(&self, _: &TtrpcContext, request: message::AddARPNeighborsRequest) -> Result<Empty> {
         answer(network::add_neighbours(&request.neighbors.ARPNeighbors).await)
     }
 
@@ -398,44 +276,22 @@ impl agent_ttrpc::AgentService for Service {
         answer(self.sandbox.update_storages(&request.storages).await)
     }
 
-    async fn get_metrics(
-        &self,
-        _: &TtrpcContext,
-        _: message::GetMetricsRequest,
-    ) -> Result<message::Metrics> {
-        Ok(message::Metrics {
-            metrics: guest_stats::metrics(),
-            ..Default::default()
-        })
+    async fn get_metrics(&self, _: &TtrpcContext, _: message::GetMetricsRequest) -> Result<message::Metrics> {
+        Ok(message::Metrics { metrics: guest_stats::metrics(), ..Default::default() })
     }
 
-    async fn set_guest_date_time(
-        &self,
-        _: &TtrpcContext,
-        request: message::SetGuestDateTimeRequest,
-    ) -> Result<Empty> {
+    async fn set_guest_date_time(&self, _: &TtrpcContext, request: message::SetGuestDateTimeRequest) -> Result<Empty> {
         let time = TimeSpec::new(request.Sec, request.Usec.saturating_mul(1000));
         answer(clock_settime(ClockId::CLOCK_REALTIME, time))
     }
 
-    async fn copy_file(
-        &self,
-        _: &TtrpcContext,
-        request: message::CopyFileRequest,
-    ) -> Result<Empty> {
+    async fn copy_file(&self, _: &TtrpcContext, request: message::CopyFileRequest) -> Result<Empty> {
         answer(copy_file::copy(&request))
     }
 
-    async fn get_oom_event(
-        &self,
-        _: &TtrpcContext,
-        _: message::GetOOMEventRequest,
-    ) -> Result<message::OOMEvent> {
+    async fn get_oom_event(&self, _: &TtrpcContext, _: message::GetOOMEventRequest) -> Result<message::OOMEvent> {
         let container_id = self.sandbox.oom.next().await.map_err(failed)?;
-        Ok(message::OOMEvent {
-            container_id,
-            ..Default::default()
-        })
+        Ok(message::OOMEvent { container_id, ..Default::default() })
     }
 
     async fn get_volume_stats(

@@ -12,24 +12,12 @@ use crate::hotplug::Hotplug;
 use crate::mount::Options;
 
 /// The drivers this guest serves, as told to whoever asks.
-pub(crate) const DRIVERS: [&str; 7] = [
-    "blk",
-    "bind",
-    "ephemeral",
-    "local",
-    "overlayfs",
-    "virtio-fs",
-    "watchable-bind",
-];
+pub(crate) const DRIVERS: [&str; 7] = ["blk", "bind", "ephemeral", "local", "overlayfs", "virtio-fs", "watchable-bind"];
 
 /// Makes one storage appear at its mount point.
 pub(crate) async fn add(storage: &Storage, hotplug: &Hotplug) -> Result<()> {
     let target = Path::new(&storage.mount_point);
-    ensure!(
-        target.is_absolute(),
-        "mount point `{}` is not absolute",
-        storage.mount_point
-    );
+    ensure!(target.is_absolute(), "mount point `{}` is not absolute", storage.mount_point);
     match storage.driver.as_str() {
         "virtio-fs" | "overlayfs" => mount_at(storage, &storage.source, &storage.options),
         "bind" | "watchable-bind" => bind(Path::new(&storage.source), target, &storage.options),
@@ -52,14 +40,8 @@ fn mount_at<S: AsRef<str>>(storage: &Storage, source: &str, options: &[S]) -> Re
     let options = Options::parse(options);
     fs::create_dir_all(&storage.mount_point).context("create the mount point")?;
     let (target, kind) = (storage.mount_point.as_str(), storage.fstype.as_str());
-    mount(
-        Some(source),
-        target,
-        Some(kind),
-        options.flags,
-        options.data(),
-    )
-    .with_context(|| format!("mount {source} as {kind}, options `{}`", options.data))
+    mount(Some(source), target, Some(kind), options.flags, options.data())
+        .with_context(|| format!("mount {source} as {kind}, options `{}`", options.data))
 }
 
 /// Binds a directory or a file; flags besides need a second mount.
@@ -70,10 +52,7 @@ fn bind(source: &Path, target: &Path, options: &[String]) -> Result<()> {
         fs::create_dir_all(target)?;
     } else {
         fs::create_dir_all(target.parent().unwrap_or(Path::new("/")))?;
-        fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(target)?;
+        fs::OpenOptions::new().append(true).create(true).open(target)?;
     }
     let none = None::<&str>;
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
@@ -106,10 +85,8 @@ pub(crate) async fn device_node(source: &str, hotplug: &Hotplug) -> Result<PathB
 }
 
 fn ephemeral(storage: &Storage) -> Result<()> {
-    let (own, options): (Vec<&String>, Vec<&String>) = storage
-        .options
-        .iter()
-        .partition(|option| option.starts_with("fsgid="));
+    let (own, options): (Vec<&String>, Vec<&String>) =
+        storage.options.iter().partition(|option| option.starts_with("fsgid="));
     mount_at(storage, &storage.source, &options)?;
     give_to_group(Path::new(&storage.mount_point), value_of(&own, "fsgid"))?;
     set_group(storage)
@@ -127,9 +104,7 @@ fn local(storage: &Storage) -> Result<()> {
 }
 
 fn value_of<'a>(options: &[&'a String], key: &str) -> Option<&'a str> {
-    options
-        .iter()
-        .find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
+    options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// The directory belongs to the group, and so does what is made in it later.

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sandbox_model::network::{
-    GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute, IpNet, MacAddress,
-};
+use sandbox_model::network::{GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute, IpNet, MacAddress};
 use sandbox_model::{ErrorKind, PortError};
 
 use crate::view::{Link, NamespaceView};
@@ -47,28 +45,14 @@ pub fn tap_name(index: usize) -> String {
 
 /// The links that get a tap, each with its MAC. Loopback and links without an address are no
 /// endpoints; kinds that cannot be redirected are left out, with a reason in `skipped`.
-pub fn usable<'a>(
-    view: &'a NamespaceView,
-    skipped: &mut Vec<String>,
-) -> Vec<(&'a Link, MacAddress)> {
+pub fn usable<'a>(view: &'a NamespaceView, skipped: &mut Vec<String>) -> Vec<(&'a Link, MacAddress)> {
     let mut usable = Vec::new();
-    for link in view
-        .links
-        .iter()
-        .filter(|link| link.flags & IFF_LOOPBACK == 0)
-    {
+    for link in view.links.iter().filter(|link| link.flags & IFF_LOOPBACK == 0) {
         let kind = link.kind.as_deref().unwrap_or("device");
-        if !view
-            .addresses
-            .iter()
-            .any(|address| address.link == link.index)
-        {
+        if !view.addresses.iter().any(|address| address.link == link.index) {
             skipped.push(format!("{}: it has no IP address", link.name));
         } else if !KINDS.contains(&kind) {
-            skipped.push(format!(
-                "{}: links of kind {kind} are not supported",
-                link.name
-            ));
+            skipped.push(format!("{}: links of kind {kind} are not supported", link.name));
         } else if let Some(mac) = link.mac {
             usable.push((link, mac));
         } else {
@@ -96,36 +80,18 @@ pub fn plan(view: &NamespaceView, alias: &str) -> Result<EndpointPlan, PortError
                 return Err(PortError::new(ErrorKind::Exists, "TUNSETIFF", tap, cause));
             }
         };
-        endpoints.push(Endpoint {
-            link: link.clone(),
-            mac,
-            tap,
-            has_leftover,
-        });
+        endpoints.push(Endpoint { link: link.clone(), mac, tap, has_leftover });
     }
     // Our own leftovers are replaced, not left out.
-    skipped.retain(|reason| {
-        !endpoints
-            .iter()
-            .any(|e| e.has_leftover && reason.split(':').next() == Some(e.tap.as_str()))
-    });
+    skipped
+        .retain(|reason| !endpoints.iter().any(|e| e.has_leftover && reason.split(':').next() == Some(e.tap.as_str())));
     let guest = guest_network(view, &endpoints);
-    Ok(EndpointPlan {
-        endpoints,
-        guest,
-        skipped,
-    })
+    Ok(EndpointPlan { endpoints, guest, skipped })
 }
 
 fn guest_network(view: &NamespaceView, endpoints: &[Endpoint]) -> GuestNetwork {
-    let names: BTreeMap<u32, &str> = endpoints
-        .iter()
-        .map(|e| (e.link.index, e.link.name.as_str()))
-        .collect();
-    let interfaces = endpoints
-        .iter()
-        .map(|endpoint| interface(view, endpoint))
-        .collect();
+    let names: BTreeMap<u32, &str> = endpoints.iter().map(|e| (e.link.index, e.link.name.as_str())).collect();
+    let interfaces = endpoints.iter().map(|endpoint| interface(view, endpoint)).collect();
     let neighbors = view
         .neighbors
         .iter()
@@ -157,21 +123,13 @@ fn guest_network(view: &NamespaceView, endpoints: &[Endpoint]) -> GuestNetwork {
         .collect();
     // A gateway must be reachable before a route may name it (stable: the kernel's order otherwise).
     routes.sort_by_key(|route| route.gateway.is_some());
-    GuestNetwork {
-        interfaces,
-        neighbors,
-        routes,
-    }
+    GuestNetwork { interfaces, neighbors, routes }
 }
 
 fn interface(view: &NamespaceView, endpoint: &Endpoint) -> GuestInterface {
     let link = &endpoint.link;
-    let addresses: Vec<IpNet> = view
-        .addresses
-        .iter()
-        .filter(|address| address.link == link.index)
-        .map(|address| address.net)
-        .collect();
+    let addresses: Vec<IpNet> =
+        view.addresses.iter().filter(|address| address.link == link.index).map(|address| address.net).collect();
     GuestInterface {
         name: link.name.clone(),
         addresses,
@@ -201,18 +159,9 @@ mod tests {
     }
 
     fn view(links: Vec<Link>) -> NamespaceView {
-        let addresses = links
-            .iter()
-            .map(|link| Address {
-                link: link.index,
-                net: "10.0.0.2/24".parse().unwrap(),
-            })
-            .collect();
-        NamespaceView {
-            links,
-            addresses,
-            ..NamespaceView::default()
-        }
+        let addresses =
+            links.iter().map(|link| Address { link: link.index, net: "10.0.0.2/24".parse().unwrap() }).collect();
+        NamespaceView { links, addresses, ..NamespaceView::default() }
     }
 
     #[test]
@@ -231,12 +180,7 @@ mod tests {
         ] {
             let plan = plan(&view(vec![link(2, "net0", kind)]), ALIAS).unwrap();
             assert_eq!(plan.endpoints.len(), usize::from(is_taken), "{kind}");
-            assert_eq!(
-                plan.skipped.len(),
-                usize::from(!is_taken),
-                "{kind}: {:?}",
-                plan.skipped
-            );
+            assert_eq!(plan.skipped.len(), usize::from(!is_taken), "{kind}: {:?}", plan.skipped);
         }
     }
 
@@ -248,28 +192,18 @@ mod tests {
         seen.addresses.retain(|address| address.link != 2);
         let plan = plan(&seen, ALIAS).unwrap();
         assert_eq!(plan.endpoints[0].link.name, "eth1");
-        assert_eq!(
-            plan.endpoints[0].tap, "tap0_kata",
-            "numbered by NIC, not by link"
-        );
+        assert_eq!(plan.endpoints[0].tap, "tap0_kata", "numbered by NIC, not by link");
         assert_eq!(plan.skipped, ["eth0: it has no IP address"]);
     }
 
     #[test]
     fn a_tap_of_that_name_is_replaced_if_ours_and_an_error_if_not() {
-        for (alias, expected) in [
-            (Some(ALIAS), Ok(true)),
-            (Some("resource-actors:pod-2"), Err(())),
-            (None, Err(())),
-        ] {
+        for (alias, expected) in [(Some(ALIAS), Ok(true)), (Some("resource-actors:pod-2"), Err(())), (None, Err(()))] {
             let mut tap = link(9, "tap0_kata", "tun");
             tap.alias = alias.map(str::to_owned);
             let planned = plan(&view(vec![link(2, "eth0", "veth"), tap]), ALIAS);
             let got = planned.map(|plan| {
-                assert_eq!(
-                    plan.skipped, [""; 0],
-                    "it goes, so there is nothing to say of it"
-                );
+                assert_eq!(plan.skipped, [""; 0], "it goes, so there is nothing to say of it");
                 plan.endpoints[0].has_leftover
             });
             assert_eq!(got.map_err(drop), expected, "{alias:?}");
@@ -304,11 +238,7 @@ mod tests {
         ];
         seen.neighbors = vec![neighbor(2), neighbor(3), neighbor(77)];
         let guest = plan(&seen, ALIAS).unwrap().guest;
-        let routes: Vec<_> = guest
-            .routes
-            .iter()
-            .map(|r| (r.destination.map(|to| to.to_string()), r.flags))
-            .collect();
+        let routes: Vec<_> = guest.routes.iter().map(|r| (r.destination.map(|to| to.to_string()), r.flags)).collect();
         assert_eq!(routes, [(Some("169.254.1.1/32".to_owned()), 0), (None, 4)]);
         assert_eq!(guest.neighbors.len(), 1);
         assert_eq!(guest.interfaces.len(), 1);

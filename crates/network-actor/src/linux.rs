@@ -20,8 +20,8 @@ use tokio::time::{sleep, timeout_at};
 
 use crate::NetworkHost;
 use crate::host::{
-    CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect,
-    RemoveFile, RemoveNamespace, RemoveRedirect, RemoveTap,
+    CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect, RemoveFile,
+    RemoveNamespace, RemoveRedirect, RemoveTap,
 };
 
 /// Tries to add a qdisc while somebody else's request is under way (behaviour A5).
@@ -35,11 +35,7 @@ pub struct LinuxNetworkHost;
 
 #[sandbox_model::port::async_trait]
 impl NetworkHost for LinuxNetworkHost {
-    async fn open_namespace(
-        &self,
-        request: OpenNamespace,
-        deadline: Instant,
-    ) -> PortResult<OpenedNamespace> {
+    async fn open_namespace(&self, request: OpenNamespace, deadline: Instant) -> PortResult<OpenedNamespace> {
         let object = shown(&request.path);
         let call = namespace::on_own_thread(move || namespace::open(&request));
         within(deadline, "setns", object, call).await
@@ -47,20 +43,10 @@ impl NetworkHost for LinuxNetworkHost {
 
     async fn create_file(&self, request: CreateFile, deadline: Instant) -> PortResult<Inode> {
         let object = shown(&request.path);
-        within(
-            deadline,
-            "open(O_CREAT)",
-            object,
-            on_pool(move || namespace::create_file(&request.path)),
-        )
-        .await
+        within(deadline, "open(O_CREAT)", object, on_pool(move || namespace::create_file(&request.path))).await
     }
 
-    async fn create_namespace(
-        &self,
-        request: CreateNamespace,
-        deadline: Instant,
-    ) -> PortResult<OpenedNamespace> {
+    async fn create_namespace(&self, request: CreateNamespace, deadline: Instant) -> PortResult<OpenedNamespace> {
         let object = shown(&request.path);
         let call = namespace::on_own_thread(move || namespace::create(&request));
         within(deadline, "unshare", object, call).await
@@ -68,13 +54,7 @@ impl NetworkHost for LinuxNetworkHost {
 
     async fn create_tap(&self, request: CreateTap, deadline: Instant) -> PortResult<u32> {
         let object = request.name.clone();
-        within(
-            deadline,
-            "TUNSETIFF",
-            object,
-            on_pool(move || tap::create(&request)),
-        )
-        .await
+        within(deadline, "TUNSETIFF", object, on_pool(move || tap::create(&request))).await
     }
 
     async fn redirect(&self, request: Redirect, deadline: Instant) -> PortResult<()> {
@@ -98,56 +78,26 @@ impl NetworkHost for LinuxNetworkHost {
 
     async fn remove_tap(&self, request: RemoveTap, deadline: Instant) -> PortResult<()> {
         let object = request.name.clone();
-        within(
-            deadline,
-            "RTM_DELLINK",
-            object,
-            on_pool(move || tap::remove(&request)),
-        )
-        .await
+        within(deadline, "RTM_DELLINK", object, on_pool(move || tap::remove(&request))).await
     }
 
     async fn remove_redirect(&self, request: RemoveRedirect, deadline: Instant) -> PortResult<()> {
         let object = request.link.clone();
-        within(
-            deadline,
-            "RTM_DELQDISC",
-            object,
-            on_pool(move || redirect::remove(&request)),
-        )
-        .await
+        within(deadline, "RTM_DELQDISC", object, on_pool(move || redirect::remove(&request))).await
     }
 
-    async fn remove_namespace(
-        &self,
-        request: RemoveNamespace,
-        deadline: Instant,
-    ) -> PortResult<()> {
+    async fn remove_namespace(&self, request: RemoveNamespace, deadline: Instant) -> PortResult<()> {
         let object = shown(&request.path);
-        within(
-            deadline,
-            "umount2",
-            object,
-            on_pool(move || namespace::remove(&request)),
-        )
-        .await
+        within(deadline, "umount2", object, on_pool(move || namespace::remove(&request))).await
     }
 
     async fn remove_file(&self, request: RemoveFile, deadline: Instant) -> PortResult<()> {
         let object = shown(&request.path);
-        within(
-            deadline,
-            "unlink",
-            object,
-            on_pool(move || namespace::remove_file(&request)),
-        )
-        .await
+        within(deadline, "unlink", object, on_pool(move || namespace::remove_file(&request))).await
     }
 }
 
-async fn on_pool<T: Send + 'static>(
-    call: impl FnOnce() -> PortResult<T> + Send + 'static,
-) -> PortResult<T> {
+async fn on_pool<T: Send + 'static>(call: impl FnOnce() -> PortResult<T> + Send + 'static) -> PortResult<T> {
     actor_shell::blocking(call).await
 }
 
@@ -159,11 +109,7 @@ async fn within<T>(
 ) -> PortResult<T> {
     match timeout_at(deadline, call).await {
         Ok(result) => result,
-        Err(_) => Err(PortError::timed_out(
-            operation,
-            object,
-            "the kernel did not answer before the deadline",
-        )),
+        Err(_) => Err(PortError::timed_out(operation, object, "the kernel did not answer before the deadline")),
     }
 }
 
@@ -174,11 +120,6 @@ fn shown(path: &Path) -> String {
 /// The handle inside a message, which a replayed one does not have.
 fn live<'a>(handle: &'a PassedFd, operation: &str, object: &str) -> PortResult<&'a Arc<OwnedFd>> {
     handle.get().ok_or_else(|| {
-        PortError::new(
-            ErrorKind::Invalid,
-            operation,
-            object,
-            "its handle is absent: the message was replayed",
-        )
+        PortError::new(ErrorKind::Invalid, operation, object, "its handle is absent: the message was replayed")
     })
 }

@@ -18,10 +18,7 @@ impl Mark {
     pub fn of(sandbox: &SandboxId) -> Self {
         let mut cookie = *b"resource--------";
         cookie[8..].copy_from_slice(&stable_hash(sandbox).to_be_bytes());
-        Self {
-            alias: format!("resource-actors:{sandbox}"),
-            cookie,
-        }
+        Self { alias: format!("resource-actors:{sandbox}"), cookie }
     }
 }
 
@@ -37,9 +34,7 @@ fn stable_hash(sandbox: &SandboxId) -> u64 {
     sandbox
         .as_str()
         .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -48,23 +43,13 @@ mod tests {
 
     #[test]
     fn marks_are_stable_and_differ_between_sandboxes() {
-        let (a, b) = (
-            SandboxId::new("pod-1").unwrap(),
-            SandboxId::new("pod-2").unwrap(),
-        );
+        let (a, b) = (SandboxId::new("pod-1").unwrap(), SandboxId::new("pod-2").unwrap());
         assert_eq!(Mark::of(&a).alias, "resource-actors:pod-1");
         assert_ne!(Mark::of(&a).cookie, Mark::of(&b).cookie);
         assert_eq!(guest_mac(&a), guest_mac(&SandboxId::new("pod-1").unwrap()));
         assert_ne!(guest_mac(&a), guest_mac(&b));
-        assert_eq!(
-            guest_mac(&a).0[0] & 0b11,
-            0b10,
-            "locally administered, unicast"
-        );
+        assert_eq!(guest_mac(&a).0[0] & 0b11, 0b10, "locally administered, unicast");
         // The published FNV-1a value of "a".
-        assert_eq!(
-            stable_hash(&SandboxId::new("a").unwrap()),
-            0xaf63_dc4c_8601_ec8c
-        );
+        assert_eq!(stable_hash(&SandboxId::new("a").unwrap()), 0xaf63_dc4c_8601_ec8c);
     }
 }

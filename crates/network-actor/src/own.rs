@@ -33,34 +33,21 @@ pub struct OwnPlan {
 pub fn plan(addresses: &[IpNet], sandbox: &SandboxId) -> Result<OwnPlan, NetworkError> {
     let invalid = |what: String| Err(NetworkError::Invalid { what });
     if addresses.is_empty() {
-        return invalid(
-            "a network of our own needs at least one address, as in 10.0.0.2/24".to_owned(),
-        );
+        return invalid("a network of our own needs at least one address, as in 10.0.0.2/24".to_owned());
     }
     let mut gateways: Vec<IpNet> = Vec::new();
     for (index, net) in addresses.iter().enumerate() {
-        if addresses[..index]
-            .iter()
-            .any(|earlier| earlier.address == net.address)
-        {
+        if addresses[..index].iter().any(|earlier| earlier.address == net.address) {
             return invalid(format!("{net} is given twice"));
         }
-        let gateway = IpNet {
-            address: gateway_of(*net)?,
-            prefix: net.prefix,
-        };
+        let gateway = IpNet { address: gateway_of(*net)?, prefix: net.prefix };
         if !gateways.contains(&gateway) {
             gateways.push(gateway);
         }
     }
     for net in addresses {
-        if gateways
-            .iter()
-            .any(|gateway| gateway.address == net.address)
-        {
-            return invalid(format!(
-                "{net} is the gateway's address; take a later one of the subnet"
-            ));
+        if gateways.iter().any(|gateway| gateway.address == net.address) {
+            return invalid(format!("{net} is the gateway's address; take a later one of the subnet"));
         }
     }
     let mac = guest_mac(sandbox);
@@ -74,23 +61,10 @@ pub fn plan(addresses: &[IpNet], sandbox: &SandboxId) -> Result<OwnPlan, Network
     };
     let routes = [false, true]
         .into_iter()
-        .filter_map(|is_ipv6| {
-            gateways
-                .iter()
-                .find(|gateway| gateway.address.is_ipv6() == is_ipv6)
-                .map(default_route)
-        })
+        .filter_map(|is_ipv6| gateways.iter().find(|gateway| gateway.address.is_ipv6() == is_ipv6).map(default_route))
         .collect();
-    let guest = GuestNetwork {
-        interfaces: vec![interface],
-        neighbors: Vec::new(),
-        routes,
-    };
-    Ok(OwnPlan {
-        gateways,
-        mac,
-        guest,
-    })
+    let guest = GuestNetwork { interfaces: vec![interface], neighbors: Vec::new(), routes };
+    Ok(OwnPlan { gateways, mac, guest })
 }
 
 fn default_route(gateway: &IpNet) -> GuestRoute {
@@ -108,17 +82,11 @@ fn default_route(gateway: &IpNet) -> GuestRoute {
 
 /// The first host address of the subnet of `net`.
 fn gateway_of(net: IpNet) -> Result<IpAddr, NetworkError> {
-    let invalid = |why: &str| {
-        Err(NetworkError::Invalid {
-            what: format!("{net} {why}"),
-        })
-    };
+    let invalid = |why: &str| Err(NetworkError::Invalid { what: format!("{net} {why}") });
     // A /31 or /127 has two hosts and a /32 or /128 one: no room for a gateway of this kind.
     let prefix_max = if net.address.is_ipv4() { 30 } else { 126 };
     if net.prefix == 0 || net.prefix > prefix_max {
-        return invalid(&format!(
-            "needs a prefix length within 1..={prefix_max} to leave room for a gateway"
-        ));
+        return invalid(&format!("needs a prefix length within 1..={prefix_max} to leave room for a gateway"));
     }
     if net.address.is_loopback() || net.address.is_multicast() || net.address.is_unspecified() {
         return invalid("is no address that a host can have");
@@ -164,10 +132,7 @@ mod tests {
             (&["10.0.0.2/24", "10.0.0.3/24"], &["10.0.0.1/24"]),
             (&["fd00::2/64"], &["fd00::1/64"]),
             (&["fd00::6/126"], &["fd00::5/126"]),
-            (
-                &["10.0.0.2/24", "fd00::2/64"],
-                &["10.0.0.1/24", "fd00::1/64"],
-            ),
+            (&["10.0.0.2/24", "fd00::2/64"], &["10.0.0.1/24", "fd00::1/64"]),
         ] {
             assert_eq!(planned(addresses).unwrap(), gateways, "{addresses:?}");
         }
@@ -189,10 +154,7 @@ mod tests {
             (&["127.0.0.2/8"], "host can have"),
             (&["224.0.0.2/8"], "host can have"),
             (&["10.0.0.2/24", "10.0.0.2/16"], "twice"),
-            (
-                &["10.0.0.66/24", "10.0.0.65/24", "10.0.0.70/26"],
-                "10.0.0.65/24 is the gateway's",
-            ),
+            (&["10.0.0.66/24", "10.0.0.65/24", "10.0.0.70/26"], "10.0.0.65/24 is the gateway's"),
         ] {
             let error = planned(addresses).unwrap_err();
             assert!(error.contains(reason), "{addresses:?}: {error}");

@@ -51,50 +51,28 @@ pub struct NetworkSnapshot {
 impl NetworkActor {
     /// The network of `sandbox`, which has none yet.
     pub fn new(journal: Journal, host: Arc<dyn NetworkHost>, sandbox: SandboxId) -> Self {
-        Self {
-            journal,
-            host,
-            sandbox,
-            held: None,
-        }
+        Self { journal, host, sandbox, held: None }
     }
 
     /// Whether something of ours exists, or may exist.
     fn has_entries(&self) -> bool {
-        self.journal
-            .ledger()
-            .live()
-            .iter()
-            .any(|entry| entry.actor == ActorName::Network)
+        self.journal.ledger().live().iter().any(|entry| entry.actor == ActorName::Network)
     }
 
     fn wish(&self, message: SetUpNetwork) -> Result<Wish, NetworkError> {
-        let SetUpNetwork {
-            request:
-                NetworkRequest {
-                    source,
-                    queue_pairs,
-                    ..
-                },
-            own_namespace,
-        } = message;
+        let SetUpNetwork { request: NetworkRequest { source, queue_pairs, .. }, own_namespace } = message;
         if queue_pairs == 0 || queue_pairs > QUEUE_PAIRS_MAX {
             let what = format!("{queue_pairs} queue pairs are not within 1..={QUEUE_PAIRS_MAX}");
             return Err(NetworkError::Invalid { what });
         }
         Ok(match source {
             NetworkSource::Namespace { path } if !path.is_absolute() => {
-                return Err(NetworkError::NotANamespace {
-                    path,
-                    reason: "its path is not absolute".to_owned(),
-                });
+                return Err(NetworkError::NotANamespace { path, reason: "its path is not absolute".to_owned() });
             }
             NetworkSource::Namespace { path } => Wish::Pod { path, queue_pairs },
-            NetworkSource::Own { addresses } => Wish::Own {
-                path: own_namespace,
-                queue_pairs,
-                plan: own::plan(&addresses, &self.sandbox)?,
-            },
+            NetworkSource::Own { addresses } => {
+                Wish::Own { path: own_namespace, queue_pairs, plan: own::plan(&addresses, &self.sandbox)? }
+            }
         })
     }
 }
@@ -112,11 +90,7 @@ impl Serve<SetUpNetwork> for NetworkActor {
     type Ticket = Wish;
     type Outcome = (Result<NetworkIsUp, NetworkError>, Option<Held>);
 
-    fn plan(
-        &mut self,
-        message: SetUpNetwork,
-        _: &Call,
-    ) -> Plan<Self::Ticket, Result<NetworkIsUp, NetworkError>> {
+    fn plan(&mut self, message: SetUpNetwork, _: &Call) -> Plan<Self::Ticket, Result<NetworkIsUp, NetworkError>> {
         // What a failed or interrupted set-up left is undone before there is another.
         if self.held.is_some() || self.has_entries() {
             return Plan::Answer(Err(NetworkError::AlreadyUp));
@@ -145,17 +119,12 @@ impl Serve<SetUpNetwork> for NetworkActor {
         })
     }
 
-    fn settle(
-        &mut self,
-        _: Wish,
-        done: Completion<Self::Outcome>,
-    ) -> Result<NetworkIsUp, NetworkError> {
+    fn settle(&mut self, _: Wish, done: Completion<Self::Outcome>) -> Result<NetworkIsUp, NetworkError> {
         match done {
             Completion::Finished((result, held)) => {
                 // After a failure as well: the undo that follows need not enter again. Unless a
                 // call got no answer: it may still be using the socket.
-                let is_silent =
-                    matches!(&result, Err(NetworkError::Host(e)) if e.kind == ErrorKind::TimedOut);
+                let is_silent = matches!(&result, Err(NetworkError::Host(e)) if e.kind == ErrorKind::TimedOut);
                 if !is_silent && (result.is_ok() || self.has_entries()) {
                     self.held = held;
                 }
@@ -194,9 +163,7 @@ impl Serve<UndoNetwork> for NetworkActor {
             Completion::Interrupted => unanswered(&undo, "it was interrupted"),
         };
         // A call without an answer may still be using the socket, so the next undo enters anew.
-        let is_silent = report
-            .failed()
-            .any(|(_, error)| error.kind == ErrorKind::TimedOut);
+        let is_silent = report.failed().any(|(_, error)| error.kind == ErrorKind::TimedOut);
         if is_silent || !self.has_entries() {
             self.held = None;
         }
@@ -212,7 +179,5 @@ fn unanswered(undo: &Undo, why: &str) -> UndoReport {
         object: entry.object.to_string(),
         result: Err(PortError::timed_out("undo", entry.object.to_string(), why)),
     });
-    UndoReport {
-        items: items.collect(),
-    }
+    UndoReport { items: items.collect() }
 }

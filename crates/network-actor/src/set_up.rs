@@ -10,8 +10,8 @@ use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
 
 use crate::endpoints::{self, Endpoint};
 use crate::host::{
-    CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect,
-    RemoveRedirect, RemoveTap, Want,
+    CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect, RemoveRedirect, RemoveTap,
+    Want,
 };
 use crate::own::{self, OwnPlan};
 use crate::serve::Held;
@@ -48,73 +48,35 @@ pub(crate) struct SetUp {
 impl SetUp {
     /// Makes what `wish` says. `held` is filled as soon as there is something to hold, so that it
     /// survives a failure of a later effect.
-    pub(crate) async fn run(
-        self,
-        wish: Wish,
-        held: &mut Option<Held>,
-    ) -> Result<NetworkIsUp, NetworkError> {
+    pub(crate) async fn run(self, wish: Wish, held: &mut Option<Held>) -> Result<NetworkIsUp, NetworkError> {
         match wish {
             Wish::Pod { path, queue_pairs } => self.pod(path, queue_pairs, held).await,
-            Wish::Own {
-                path,
-                queue_pairs,
-                plan,
-            } => self.own(path, queue_pairs, plan, held).await,
+            Wish::Own { path, queue_pairs, plan } => self.own(path, queue_pairs, plan, held).await,
         }
     }
 
-    async fn pod(
-        &self,
-        path: PathBuf,
-        queue_pairs: u16,
-        held: &mut Option<Held>,
-    ) -> Result<NetworkIsUp, NetworkError> {
-        let open = OpenNamespace {
-            path: path.clone(),
-            want: Want::Endpoints { queue_pairs },
-        };
-        let opened = self
-            .host
-            .open_namespace(open, self.deadline)
-            .await
-            .map_err(|error| match error.kind {
-                ErrorKind::Invalid => NetworkError::NotANamespace {
-                    path: path.clone(),
-                    reason: error.cause,
-                },
-                _ => NetworkError::Host(error),
-            })?;
+    async fn pod(&self, path: PathBuf, queue_pairs: u16, held: &mut Option<Held>) -> Result<NetworkIsUp, NetworkError> {
+        let open = OpenNamespace { path: path.clone(), want: Want::Endpoints { queue_pairs } };
+        let opened = self.host.open_namespace(open, self.deadline).await.map_err(|error| match error.kind {
+            ErrorKind::Invalid => NetworkError::NotANamespace { path: path.clone(), reason: error.cause },
+            _ => NetworkError::Host(error),
+        })?;
         let plan = endpoints::plan(&opened.view, &self.mark.alias)?;
         let held = hold(held, path, &opened);
         let mut queues = opened.tuns.chunks(usize::from(queue_pairs));
         let mut nics = Vec::new();
         for endpoint in &plan.endpoints {
-            nics.push(
-                self.attach(held, endpoint, queues.next().unwrap_or_default())
-                    .await?,
-            );
+            nics.push(self.attach(held, endpoint, queues.next().unwrap_or_default()).await?);
         }
-        Ok(NetworkIsUp {
-            nics,
-            guest: plan.guest,
-            skipped: plan.skipped,
-        })
+        Ok(NetworkIsUp { nics, guest: plan.guest, skipped: plan.skipped })
     }
 
     /// Puts a tap beside a link and redirects both ways.
-    async fn attach(
-        &self,
-        held: &Held,
-        endpoint: &Endpoint,
-        queues: &[PassedFd],
-    ) -> PortResult<NetworkDevice> {
+    async fn attach(&self, held: &Held, endpoint: &Endpoint, queues: &[PassedFd]) -> PortResult<NetworkDevice> {
         self.replace_leftovers(held, endpoint).await?;
         let (link, tap) = (&endpoint.link, &endpoint.tap);
         let tap_index = self.tap(held, tap, link.mtu, queues, Vec::new()).await?;
-        let object = HostObject::IngressQdisc {
-            namespace: held.path.clone(),
-            link: link.name.clone(),
-        };
+        let object = HostObject::IngressQdisc { namespace: held.path.clone(), link: link.name.clone() };
         let redirect = Redirect {
             socket: held.socket.clone(),
             namespace_inode: held.inode,
@@ -123,10 +85,7 @@ impl SetUp {
             tap_index,
             mark: self.mark.clone(),
         };
-        let identity = Identity::Link {
-            index: link.index,
-            namespace_inode: held.inode,
-        };
+        let identity = Identity::Link { index: link.index, namespace_inode: held.inode };
         self.journal
             .make(Scope::Sandbox, object, |_| async {
                 self.host.redirect(redirect, self.deadline).await?;
@@ -171,39 +130,24 @@ impl SetUp {
         let file = HostObject::File { path: path.clone() };
         self.journal
             .make(Scope::Sandbox, file, |_| async {
-                let made = self
-                    .host
-                    .create_file(CreateFile { path: path.clone() }, self.deadline)
-                    .await?;
+                let made = self.host.create_file(CreateFile { path: path.clone() }, self.deadline).await?;
                 Ok(((), inode(made)))
             })
             .await?;
         let (_, opened) = self
             .journal
-            .make(
-                Scope::Sandbox,
-                HostObject::NetNamespace { path: path.clone() },
-                |_| async {
-                    let create = CreateNamespace {
-                        path: path.clone(),
-                        tuns: queue_pairs,
-                    };
-                    let opened = self.host.create_namespace(create, self.deadline).await?;
-                    let identity = inode(opened.identity);
-                    Ok((opened, identity))
-                },
-            )
+            .make(Scope::Sandbox, HostObject::NetNamespace { path: path.clone() }, |_| async {
+                let create = CreateNamespace { path: path.clone(), tuns: queue_pairs };
+                let opened = self.host.create_namespace(create, self.deadline).await?;
+                let identity = inode(opened.identity);
+                Ok((opened, identity))
+            })
             .await?;
         let held = hold(held, path.clone(), &opened);
         let tap = endpoints::tap_name(0);
-        self.tap(held, &tap, own::MTU, &opened.tuns, plan.gateways)
-            .await?;
+        self.tap(held, &tap, own::MTU, &opened.tuns, plan.gateways).await?;
         let nics = vec![nic(&tap, &opened.tuns, plan.mac, own::MTU)];
-        Ok(NetworkIsUp {
-            nics,
-            guest: plan.guest,
-            skipped: Vec::new(),
-        })
+        Ok(NetworkIsUp { nics, guest: plan.guest, skipped: Vec::new() })
     }
 
     /// Makes a tap and returns its index.
@@ -215,11 +159,8 @@ impl SetUp {
         queues: &[PassedFd],
         addresses: Vec<IpNet>,
     ) -> PortResult<u32> {
-        let object = HostObject::Tap {
-            namespace: held.path.clone(),
-            name: name.to_owned(),
-            alias: self.mark.alias.clone(),
-        };
+        let object =
+            HostObject::Tap { namespace: held.path.clone(), name: name.to_owned(), alias: self.mark.alias.clone() };
         let create = CreateTap {
             socket: held.socket.clone(),
             namespace_inode: held.inode,
@@ -233,13 +174,7 @@ impl SetUp {
             .journal
             .make(Scope::Sandbox, object, |_| async {
                 let index = self.host.create_tap(create, self.deadline).await?;
-                Ok((
-                    index,
-                    Identity::Link {
-                        index,
-                        namespace_inode: held.inode,
-                    },
-                ))
+                Ok((index, Identity::Link { index, namespace_inode: held.inode }))
             })
             .await?;
         Ok(index)
@@ -247,28 +182,12 @@ impl SetUp {
 }
 
 fn hold<'a>(held: &'a mut Option<Held>, path: PathBuf, opened: &OpenedNamespace) -> &'a Held {
-    held.insert(Held {
-        path,
-        inode: opened.identity.inode,
-        socket: opened.socket.clone(),
-        tuns: opened.tuns.clone(),
-    })
+    held.insert(Held { path, inode: opened.identity.inode, socket: opened.socket.clone(), tuns: opened.tuns.clone() })
 }
 
-fn nic(
-    tap: &str,
-    queues: &[PassedFd],
-    mac: sandbox_model::network::MacAddress,
-    mtu: u32,
-) -> NetworkDevice {
+fn nic(tap: &str, queues: &[PassedFd], mac: sandbox_model::network::MacAddress, mtu: u32) -> NetworkDevice {
     let queue_pairs = u16::try_from(queues.len()).unwrap_or(u16::MAX);
-    NetworkDevice {
-        tap: tap.to_owned(),
-        queues: queues.to_vec(),
-        queue_pairs,
-        mac,
-        mtu,
-    }
+    NetworkDevice { tap: tap.to_owned(), queues: queues.to_vec(), queue_pairs, mac, mtu }
 }
 
 fn inode(Inode { device, inode }: Inode) -> Identity {
@@ -276,11 +195,5 @@ fn inode(Inode { device, inode }: Inode) -> Identity {
 }
 
 fn gone(removed: Result<(), PortError>) -> PortResult<()> {
-    removed.or_else(|error| {
-        if error.is_absent() {
-            Ok(())
-        } else {
-            Err(error)
-        }
-    })
+    removed.or_else(|error| if error.is_absent() { Ok(()) } else { Err(error) })
 }

@@ -14,8 +14,7 @@ use futures::future::BoxFuture;
 use ledger::MemoryLedger;
 use network_actor::view::{Link, NamespaceView};
 use network_actor::{
-    NetworkActor, NetworkError, NetworkHost, NetworkHostProxy, NetworkIsUp, SetUpNetwork,
-    UndoNetwork,
+    NetworkActor, NetworkError, NetworkHost, NetworkHostProxy, NetworkIsUp, SetUpNetwork, UndoNetwork,
 };
 use sandbox_model::ledger::{HostObject, Journal, Ledger, Undo, UndoReport, VmFate};
 use sandbox_model::lifecycle::ActorName;
@@ -61,12 +60,7 @@ impl Interceptor for Strike {
         if number != self.at {
             return inner;
         }
-        let refused = PortError::new(
-            ErrorKind::Refused,
-            call.method,
-            "simulated",
-            "an injected fault",
-        );
+        let refused = PortError::new(ErrorKind::Refused, call.method, "simulated", "an injected fault");
         match self.fault {
             Fault::Before => Box::pin(async { Err(refused) }),
             Fault::After => Box::pin(async {
@@ -93,30 +87,17 @@ fn pod_view() -> NamespaceView {
 
 fn bench(view: NamespaceView) -> Bench {
     let world = Arc::new(World::new());
-    let kernel = Arc::new(
-        SimulatedNetwork::new(world.clone())
-            .with_pod(POD, view)
-            .unwrap(),
-    );
-    Bench {
-        world,
-        kernel,
-        ledger: Rc::default(),
-    }
+    let kernel = Arc::new(SimulatedNetwork::new(world.clone()).with_pod(POD, view).unwrap());
+    Bench { world, kernel, ledger: Rc::default() }
 }
 
 impl Bench {
     fn actor(&self, strike: Option<(usize, Fault)>) -> Address<NetworkActor> {
         let host = match strike {
             None => self.kernel.clone(),
-            Some((at, fault)) => NetworkHostProxy::wrap(
-                self.kernel.clone(),
-                Arc::new(Strike {
-                    at,
-                    fault,
-                    calls: 0.into(),
-                }),
-            ),
+            Some((at, fault)) => {
+                NetworkHostProxy::wrap(self.kernel.clone(), Arc::new(Strike { at, fault, calls: 0.into() }))
+            }
         };
         let sandbox = SandboxId::new("pod-1").unwrap();
         let journal = Journal::new(self.ledger.clone(), ActorName::Network);
@@ -133,24 +114,12 @@ impl Bench {
     async fn undo(&self, actor: &Address<NetworkActor>) -> UndoReport {
         let mut entries = self.ledger.live();
         entries.reverse();
-        actor
-            .ask(
-                UndoNetwork(Undo {
-                    entries,
-                    vm: VmFate::Gone,
-                }),
-                ask(),
-            )
-            .await
-            .unwrap()
+        actor.ask(UndoNetwork(Undo { entries, vm: VmFate::Gone }), ask()).await.unwrap()
     }
 }
 
 fn ask() -> Ask {
-    Ask {
-        deadline: Instant::now() + Duration::from_secs(5),
-        cause: None,
-    }
+    Ask { deadline: Instant::now() + Duration::from_secs(5), cause: None }
 }
 
 async fn set_up(
@@ -159,21 +128,8 @@ async fn set_up(
     model: InterworkingModel,
     queue_pairs: u16,
 ) -> Result<NetworkIsUp, NetworkError> {
-    let request = NetworkRequest {
-        source,
-        model,
-        queue_pairs,
-    };
-    actor
-        .ask(
-            SetUpNetwork {
-                request,
-                own_namespace: OWN.into(),
-            },
-            ask(),
-        )
-        .await
-        .unwrap()
+    let request = NetworkRequest { source, model, queue_pairs };
+    actor.ask(SetUpNetwork { request, own_namespace: OWN.into() }, ask()).await.unwrap()
 }
 
 fn pod() -> NetworkSource {
@@ -181,17 +137,11 @@ fn pod() -> NetworkSource {
 }
 
 fn own() -> NetworkSource {
-    NetworkSource::Own {
-        addresses: vec!["10.0.0.2/24".parse().unwrap()],
-    }
+    NetworkSource::Own { addresses: vec!["10.0.0.2/24".parse().unwrap()] }
 }
 
 fn on_paused_clock(test: impl AsyncFnOnce()) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test());
 }
 
@@ -201,42 +151,17 @@ fn a_pod_gets_a_tap_and_a_redirect_in_the_ledger_and_loses_them_again() {
         let bench = bench(pod_view());
         let before = bench.world.list();
         let actor = bench.actor(None);
-        let up = set_up(&actor, pod(), InterworkingModel::TcFilter, 2)
-            .await
-            .unwrap();
-        assert_eq!(
-            (up.nics[0].tap.as_str(), up.nics[0].queues.len()),
-            ("tap0_kata", 2)
-        );
-        let objects: Vec<_> = bench
-            .ledger
-            .live()
-            .into_iter()
-            .map(|entry| entry.object)
-            .collect();
+        let up = set_up(&actor, pod(), InterworkingModel::TcFilter, 2).await.unwrap();
+        assert_eq!((up.nics[0].tap.as_str(), up.nics[0].queues.len()), ("tap0_kata", 2));
+        let objects: Vec<_> = bench.ledger.live().into_iter().map(|entry| entry.object).collect();
         let namespace = PathBuf::from(POD);
         let tap = HostObject::Tap {
             namespace: namespace.clone(),
             name: "tap0_kata".to_owned(),
             alias: "resource-actors:pod-1".to_owned(),
         };
-        assert_eq!(
-            objects,
-            [
-                tap,
-                HostObject::IngressQdisc {
-                    namespace,
-                    link: "eth0".to_owned()
-                }
-            ]
-        );
-        assert!(
-            bench
-                .ledger
-                .live()
-                .iter()
-                .all(|entry| entry.identity.is_some())
-        );
+        assert_eq!(objects, [tap, HostObject::IngressQdisc { namespace, link: "eth0".to_owned() }]);
+        assert!(bench.ledger.live().iter().all(|entry| entry.identity.is_some()));
         let again = set_up(&actor, pod(), InterworkingModel::TcFilter, 2).await;
         assert_eq!(again.unwrap_err(), NetworkError::AlreadyUp);
         assert_eq!(actor.snapshot().borrow().tuns, 2);
@@ -253,33 +178,17 @@ fn what_makes_no_sense_touches_nothing() {
         let before = bench.world.list();
         let actor = bench.actor(None);
         let relative = NetworkSource::Namespace { path: "pod".into() };
-        let nowhere = NetworkSource::Namespace {
-            path: "/run/netns/other".into(),
-        };
-        let nobody = NetworkSource::Own {
-            addresses: Vec::new(),
-        };
-        for (source, queue_pairs) in [
-            (pod(), 0),
-            (pod(), 257),
-            (relative, 1),
-            (nowhere, 1),
-            (nobody, 1),
-        ] {
+        let nowhere = NetworkSource::Namespace { path: "/run/netns/other".into() };
+        let nobody = NetworkSource::Own { addresses: Vec::new() };
+        for (source, queue_pairs) in [(pod(), 0), (pod(), 257), (relative, 1), (nowhere, 1), (nobody, 1)] {
             let refused = set_up(&actor, source, InterworkingModel::TcFilter, queue_pairs).await;
             assert!(refused.is_err(), "{refused:?}");
         }
-        let none = set_up(&actor, pod(), InterworkingModel::None, 1)
-            .await
-            .unwrap();
+        let none = set_up(&actor, pod(), InterworkingModel::None, 1).await.unwrap();
         assert_eq!(none, NetworkIsUp::default());
         assert!(bench.ledger.live().is_empty());
         assert_eq!(bench.world.list(), before);
-        assert!(
-            set_up(&actor, pod(), InterworkingModel::TcFilter, 1)
-                .await
-                .is_ok()
-        );
+        assert!(set_up(&actor, pod(), InterworkingModel::TcFilter, 1).await.is_ok());
     });
 }
 
@@ -292,25 +201,17 @@ fn a_failure_at_any_call_leaves_only_what_the_ledger_knows() {
                     let bench = bench(pod_view());
                     let before = bench.world.list();
                     let actor = bench.actor(Some((at, fault)));
-                    if set_up(&actor, source.clone(), InterworkingModel::TcFilter, 1)
-                        .await
-                        .is_ok()
-                    {
+                    if set_up(&actor, source.clone(), InterworkingModel::TcFilter, 1).await.is_ok() {
                         assert!(at >= 3, "each set-up makes three calls at least");
                         break;
                     }
                     // Half of them with an actor that knows nothing.
-                    let actor = if at % 2 == 0 {
-                        bench.actor(None)
-                    } else {
-                        actor
-                    };
+                    let actor = if at % 2 == 0 { bench.actor(None) } else { actor };
                     let report = bench.undo(&actor).await;
                     assert!(report.is_clean(), "{fault:?} at call {at}: {report:?}");
                     assert_eq!(bench.world.list(), before, "{fault:?} at call {at}");
                     assert!(bench.ledger.live().is_empty());
-                    let again =
-                        set_up(&actor, source.clone(), InterworkingModel::TcFilter, 1).await;
+                    let again = set_up(&actor, source.clone(), InterworkingModel::TcFilter, 1).await;
                     assert!(again.is_ok(), "{fault:?} at call {at}: {again:?}");
                 }
             }
@@ -328,9 +229,7 @@ fn a_failure_of_any_undo_is_reported_and_the_next_one_finishes() {
                         let bench = bench(pod_view());
                         let before = bench.world.list();
                         let first = bench.actor(None);
-                        set_up(&first, source.clone(), InterworkingModel::TcFilter, 1)
-                            .await
-                            .unwrap();
+                        set_up(&first, source.clone(), InterworkingModel::TcFilter, 1).await.unwrap();
                         drop(first);
                         if !outcomes_known {
                             bench.ledger.forget_outcomes();
@@ -350,41 +249,18 @@ fn a_failure_of_any_undo_is_reported_and_the_next_one_finishes() {
 fn a_strangers_tap_is_an_error_and_our_own_leftover_is_replaced() {
     on_paused_clock(async || {
         let mut view = pod_view();
-        view.links.push(Link {
-            index: 9,
-            name: "tap0_kata".to_owned(),
-            ..Link::default()
-        });
+        view.links.push(Link { index: 9, name: "tap0_kata".to_owned(), ..Link::default() });
         let strange = bench(view);
-        let error = set_up(&strange.actor(None), pod(), InterworkingModel::TcFilter, 1)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(&error, NetworkError::Host(e) if e.kind == ErrorKind::Exists),
-            "{error}"
-        );
+        let error = set_up(&strange.actor(None), pod(), InterworkingModel::TcFilter, 1).await.unwrap_err();
+        assert!(matches!(&error, NetworkError::Host(e) if e.kind == ErrorKind::Exists), "{error}");
 
         let left = bench(pod_view());
-        set_up(&left.actor(None), pod(), InterworkingModel::TcFilter, 1)
-            .await
-            .unwrap();
+        set_up(&left.actor(None), pod(), InterworkingModel::TcFilter, 1).await.unwrap();
         let before = left.world.list();
         // The run directory was lost with the ledger, the namespace was not.
-        let later = Bench {
-            world: left.world.clone(),
-            kernel: left.kernel.clone(),
-            ledger: Rc::default(),
-        };
-        let up = set_up(&later.actor(None), pod(), InterworkingModel::TcFilter, 1)
-            .await
-            .unwrap();
-        assert!(
-            up.skipped
-                .iter()
-                .all(|reason| !reason.contains("tap0_kata")),
-            "{:?}",
-            up.skipped
-        );
+        let later = Bench { world: left.world.clone(), kernel: left.kernel.clone(), ledger: Rc::default() };
+        let up = set_up(&later.actor(None), pod(), InterworkingModel::TcFilter, 1).await.unwrap();
+        assert!(up.skipped.iter().all(|reason| !reason.contains("tap0_kata")), "{:?}", up.skipped);
         assert_eq!(later.world.list(), before);
         assert!(later.undo(&later.actor(None)).await.is_clean());
     });
@@ -396,20 +272,11 @@ fn a_silent_kernel_is_given_up_at_the_deadline_and_at_an_interruption() {
         let silent = bench(pod_view());
         let actor = silent.actor(Some((1, Fault::Silence)));
         let start = Instant::now();
-        let error = set_up(&actor, pod(), InterworkingModel::TcFilter, 1)
-            .await
-            .unwrap_err();
-        assert_eq!(
-            (error, start.elapsed()),
-            (NetworkError::DeadlinePassed, Duration::from_secs(5))
-        );
+        let error = set_up(&actor, pod(), InterworkingModel::TcFilter, 1).await.unwrap_err();
+        assert_eq!((error, start.elapsed()), (NetworkError::DeadlinePassed, Duration::from_secs(5)));
         assert_eq!(silent.ledger.live().len(), 1);
         let again = set_up(&actor, pod(), InterworkingModel::TcFilter, 1).await;
-        assert_eq!(
-            again.unwrap_err(),
-            NetworkError::AlreadyUp,
-            "the doubtful tap is undone first"
-        );
+        assert_eq!(again.unwrap_err(), NetworkError::AlreadyUp, "the doubtful tap is undone first");
 
         let silent = bench(pod_view());
         let actor = silent.actor(Some((1, Fault::Silence)));

@@ -11,8 +11,8 @@ use sandbox_model::ledger::UndoReport;
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::network::NetworkRequest;
 use sandbox_model::request::{
-    AppliedResources, DevicesRequest, GuestDevices, GuestRootfs, GuestVolumes, LinuxResourcesRequest,
-    ResourceConfig, ResourceUpdate, RootfsRequest, VolumesRequest,
+    AppliedResources, DevicesRequest, GuestDevices, GuestRootfs, GuestVolumes, LinuxResourcesRequest, ResourceConfig,
+    ResourceUpdate, RootfsRequest, VolumesRequest,
 };
 use sandbox_model::status::SandboxStatus;
 use sandbox_model::storage::Storage;

@@ -33,6 +33,7 @@
 //! and starts only the programs that the configuration names.
 #![forbid(unsafe_code)]
 
+mod assembly;
 pub mod cpu;
 pub mod error;
 pub mod handle;

@@ -24,8 +24,7 @@ pub enum ActorName {
 
 impl ActorName {
     /// All of them, in the order in which they are drawn.
-    pub const ALL: [Self; 6] =
-        [Self::Supervisor, Self::Device, Self::Network, Self::ShareFs, Self::Cgroup, Self::Cpu];
+    pub const ALL: [Self; 6] = [Self::Supervisor, Self::Device, Self::Network, Self::ShareFs, Self::Cgroup, Self::Cpu];
 
     /// The name in records and messages.
     pub const fn as_str(self) -> &'static str {
@@ -68,15 +67,8 @@ pub enum LifecycleState {
 
 impl LifecycleState {
     /// All states.
-    pub const ALL: [Self; 7] = [
-        Self::Created,
-        Self::Prepared,
-        Self::Started,
-        Self::Running,
-        Self::Stopped,
-        Self::Released,
-        Self::Failed,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Created, Self::Prepared, Self::Started, Self::Running, Self::Stopped, Self::Released, Self::Failed];
 }
 
 impl fmt::Display for LifecycleState {

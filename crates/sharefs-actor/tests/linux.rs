@@ -2,6 +2,7 @@
 //!
 //! Each test has a thread in a mount namespace of its own with a tmpfs for its files, so nothing it
 //! mounts is seen elsewhere or left behind. They need root.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
@@ -16,8 +17,7 @@ use std::time::Duration;
 use helper_process::is_alive;
 use sandbox_model::ErrorKind;
 use sandbox_model::device::Access::{self, ReadOnly, ReadWrite};
-use sandbox_model::ledger::Ledger;
-use sandbox_model::ledger::{EntryId, HostObject, Identity, ProcessIdentity};
+use sandbox_model::ledger::{EntryId, HostObject, Identity, Ledger, ProcessIdentity};
 use sandbox_model::request::SandboxBindMount;
 use sharefs_actor::{LinuxShareFsHost, ShareFsError, VerifyShare};
 use support::Sandbox;
@@ -25,7 +25,7 @@ use support::Sandbox;
 const DAEMON: &str = "/usr/lib/qemu/virtiofsd";
 const GUEST: &str = "/run/kata-containers/shared/containers";
 
-/// A place of its own: `state/pod` for the sandbox, the rest for sources.
+/// A place of its own: `state` for the sandbox, the rest for sources.
 struct Ground {
     root: PathBuf,
 }
@@ -38,8 +38,14 @@ impl Ground {
         path
     }
 
+    /// The sandbox's id, and with it the tag of its daemon: no two tests may have the same, since
+    /// each ends what carries its tag.
+    fn id(&self) -> String {
+        self.root.file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
     fn sandbox(&self) -> Sandbox {
-        Sandbox::new(Arc::new(LinuxShareFsHost), &self.root.join("state"), "pod")
+        Sandbox::new(Arc::new(LinuxShareFsHost), &self.root.join("state"), &self.id())
     }
 }
 
@@ -70,15 +76,16 @@ fn on_ground<F: Future<Output = ()>>(test: impl FnOnce(Ground, Sandbox) -> F + S
         let private = nix::mount::MsFlags::MS_PRIVATE | nix::mount::MsFlags::MS_REC;
         nix::mount::mount(none, "/", none, private, none).unwrap();
         nix::mount::mount(Some("none"), &root, Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join("state/pod")).unwrap();
+        let ground = Ground { root };
+        let own = ground.root.join("state").join(ground.id());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&own).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let before = mountinfo();
-            let ground = Ground { root: root.clone() };
             let sandbox = ground.sandbox();
             test(ground, sandbox).await;
             assert_eq!(mountinfo(), before, "mounts are as they were");
-            assert_eq!(names(&root.join("state/pod")), Vec::<String>::new(), "no file is left");
+            assert_eq!(names(&own), Vec::<String>::new(), "no file is left");
         });
     });
     if let Err(panic) = thread.join() {
@@ -222,7 +229,8 @@ fn an_orphan_of_the_daemon_is_found_by_its_tag() {
 fn a_daemon_that_ends_early_is_reported_with_its_last_words() {
     on_ground(|ground, sandbox| async move {
         let program = ground.root.join("virtiofsd");
-        let script = "#!/bin/sh\n[ \"$1\" = --help ] && { echo ' -o source=PATH'; exit; }\necho no luck today >&2\nexit 3\n";
+        let script =
+            "#!/bin/sh\n[ \"$1\" = --help ] && { echo ' -o source=PATH'; exit; }\necho no luck today >&2\nexit 3\n";
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let error = sandbox.ask(Sandbox::wish(program.to_str().unwrap(), vec![])).await.unwrap_err().to_string();
@@ -251,7 +259,10 @@ fn a_share_lives_as_long_as_its_last_holder() {
 
         // The step that made the share is rolled back while another container uses it.
         let report = sandbox.undo(own).await;
-        assert_eq!(report.failed().map(|(_, error)| error.kind).collect::<Vec<_>>(), [ErrorKind::Busy, ErrorKind::Busy]);
+        assert_eq!(
+            report.failed().map(|(_, error)| error.kind).collect::<Vec<_>>(),
+            [ErrorKind::Busy, ErrorKind::Busy]
+        );
         assert_eq!(mountinfo().len(), mounts + 1);
         assert!(sandbox.undo(sandbox.of_container("b")).await.is_clean());
         assert_eq!(mountinfo().len(), mounts - 1);
@@ -294,14 +305,8 @@ fn what_a_guest_or_a_stranger_plants_is_left_alone() {
         fs::hard_link(tree.join("canary"), tree.join("link")).unwrap();
         fs::write(tree.join("n".repeat(255)), "").unwrap();
         fs::write(tree.join("new\nline"), "").unwrap();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            tree.join("fifo"),
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR,
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, tree.join("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
         // The directory is renamed away and a symlink put in its place, as in CVE-2020-2024.
         fs::rename(tree.join("sub"), tree.join("moved")).unwrap();
         symlink("/", tree.join("sub")).unwrap();
@@ -397,10 +402,15 @@ fn no_mount_of_ours_is_writable_for_an_instant_or_carries_devices() {
         nix::mount::mount(Some("none"), &inner, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
         set_up(&sandbox).await;
         sandbox.ask(Sandbox::volume("a", &data, "/data", ReadOnly)).await.unwrap();
-        let ours: Vec<_> = sandbox.ledger.live().into_iter().filter_map(|entry| match entry.object {
-            HostObject::Mount { target, .. } => Some(target),
-            _ => None,
-        }).collect();
+        let ours: Vec<_> = sandbox
+            .ledger
+            .live()
+            .into_iter()
+            .filter_map(|entry| match entry.object {
+                HostObject::Mount { target, .. } => Some(target),
+                _ => None,
+            })
+            .collect();
         let lines = mountinfo();
         for target in &ours {
             let line = lines.iter().find(|line| line.split(' ').nth(2) == target.to_str()).unwrap();

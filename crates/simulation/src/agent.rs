@@ -1,6 +1,6 @@
-//! A simulated guest agent: it keeps containers in memory, and each "runs" to a good end at once.
+//! A simulated guest agent: it keeps sandbox, containers and interfaces in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -8,213 +8,313 @@ use guest_agent::{
     AgentAddress, AgentFactory, CopyFile, CreateContainer, CreateSandbox, ExecProcess, GuestAgent, GuestDetails,
     OnlineCpuMem, ProcessRef, ReadOutput, ResizeTerminal, SignalProcess, UpdateContainer, WriteInput,
 };
+use oci_spec::runtime::Process;
 use sandbox_model::network::{GuestInterface, GuestNeighbor, GuestRoute};
 use sandbox_model::{ContainerId, ErrorKind, Instant, PortError, PortResult, SandboxId};
 
-/// The block in which a simulated guest takes memory, as x86-64 kernels do.
+/// Size of a memory block, as Linux has it on x86-64.
 const MEMORY_BLOCK_BYTES: u64 = 128 << 20;
+
+/// The agent of one guest. A process that is started has ended at once, with 0, and has written one
+/// line: `simulated: ARGUMENTS`.
+#[derive(Debug, Default)]
+pub struct SimulatedAgent {
+    guest: Mutex<Guest>,
+}
+
+/// What the guest has been told.
+#[derive(Debug, Clone, Default)]
+struct Guest {
+    is_connected: bool,
+    sandbox: Option<CreateSandbox>,
+    containers: BTreeMap<ContainerId, Container>,
+    interfaces: BTreeMap<String, GuestInterface>,
+    routes: Vec<GuestRoute>,
+    neighbors: Vec<GuestNeighbor>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Container {
+    /// By the name of the exec; the first process has none.
+    processes: BTreeMap<String, SimulatedProcess>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct SimulatedProcess {
+    args: String,
+    has_started: bool,
+    output: VecDeque<u8>,
+}
+
+impl SimulatedProcess {
+    fn new(process: Option<&Process>) -> Self {
+        let args = process.and_then(|process| process.args().as_ref()).map(|args| args.join(" "));
+        Self { args: args.unwrap_or_default(), has_started: false, output: VecDeque::new() }
+    }
+
+    fn start(&mut self) {
+        self.has_started = true;
+        self.output.extend(format!("simulated: {}\n", self.args).bytes());
+    }
+}
+
+fn error(kind: ErrorKind, operation: &str, object: impl Into<String>, cause: &str) -> PortError {
+    PortError::new(kind, operation, object, format!("simulated: {cause}"))
+}
+
+impl Guest {
+    /// The guest, if somebody is connected to it.
+    fn reached(&mut self, operation: &str) -> PortResult<&mut Self> {
+        if self.is_connected { Ok(self) } else { Err(error(ErrorKind::PeerGone, operation, "agent", "not connected")) }
+    }
+
+    /// The guest, if it has a sandbox.
+    fn with_sandbox(&mut self, operation: &str) -> PortResult<&mut Self> {
+        let guest = self.reached(operation)?;
+        if guest.sandbox.is_some() {
+            return Ok(guest);
+        }
+        Err(error(ErrorKind::NotFound, operation, "sandbox", "there is no sandbox"))
+    }
+
+    fn container(&mut self, operation: &str, id: &ContainerId) -> PortResult<&mut Container> {
+        let container = self.with_sandbox(operation)?.containers.get_mut(id);
+        container.ok_or_else(|| error(ErrorKind::NotFound, operation, id.as_str(), "no such container"))
+    }
+
+    fn process(&mut self, operation: &str, process: &ProcessRef) -> PortResult<&mut SimulatedProcess> {
+        let found = self.container(operation, &process.container)?.processes.get_mut(&process.exec);
+        let object = format!("{}/{}", process.container, process.exec);
+        found.ok_or_else(|| error(ErrorKind::NotFound, operation, object, "no such process"))
+    }
+}
+
+impl SimulatedAgent {
+    /// A guest that has just booted.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn guest(&self) -> MutexGuard<'_, Guest> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Containers that the guest has.
+    pub fn containers(&self) -> Vec<ContainerId> {
+        self.guest().containers.keys().cloned().collect()
+    }
+
+    /// Interfaces that the guest was told of, by name.
+    pub fn interfaces(&self) -> Vec<String> {
+        self.guest().interfaces.keys().cloned().collect()
+    }
+}
+
+#[async_trait]
+impl GuestAgent for SimulatedAgent {
+    async fn connect(&self, _: AgentAddress, _: Instant) -> PortResult<()> {
+        self.guest().is_connected = true;
+        Ok(())
+    }
+
+    async fn disconnect(&self, (): (), _: Instant) -> PortResult<()> {
+        self.guest().is_connected = false;
+        Ok(())
+    }
+
+    async fn check(&self, (): (), _: Instant) -> PortResult<()> {
+        self.guest().reached("check").map(|_| ())
+    }
+
+    async fn guest_details(&self, (): (), _: Instant) -> PortResult<GuestDetails> {
+        self.guest().reached("guest details")?;
+        Ok(GuestDetails { memory_block_bytes: MEMORY_BLOCK_BYTES, agent_version: "simulated".into() })
+    }
+
+    async fn create_sandbox(&self, request: CreateSandbox, _: Instant) -> PortResult<()> {
+        let mut guest = self.guest();
+        let guest = guest.reached("create sandbox")?;
+        if guest.sandbox.is_some() {
+            return Err(error(ErrorKind::Exists, "create sandbox", request.sandbox_id, "once for each boot"));
+        }
+        guest.sandbox = Some(request);
+        Ok(())
+    }
+
+    async fn destroy_sandbox(&self, (): (), _: Instant) -> PortResult<()> {
+        let mut guest = self.guest();
+        let guest = guest.with_sandbox("destroy sandbox")?;
+        *guest = Guest { is_connected: true, ..Guest::default() };
+        Ok(())
+    }
+
+    async fn update_interface(&self, request: GuestInterface, _: Instant) -> PortResult<()> {
+        self.guest().reached("update interface")?.interfaces.insert(request.name.clone(), request);
+        Ok(())
+    }
+
+    async fn add_neighbors(&self, request: Vec<GuestNeighbor>, _: Instant) -> PortResult<()> {
+        self.guest().reached("add neighbors")?.neighbors.extend(request);
+        Ok(())
+    }
+
+    async fn update_routes(&self, request: Vec<GuestRoute>, _: Instant) -> PortResult<()> {
+        self.guest().reached("update routes")?.routes = request;
+        Ok(())
+    }
+
+    async fn online_cpu_mem(&self, _: OnlineCpuMem, _: Instant) -> PortResult<()> {
+        self.guest().reached("online CPUs and memory").map(|_| ())
+    }
+
+    async fn create_container(&self, request: CreateContainer, _: Instant) -> PortResult<()> {
+        let mut guest = self.guest();
+        let guest = guest.with_sandbox("create container")?;
+        if guest.containers.contains_key(&request.container) {
+            return Err(error(ErrorKind::Exists, "create container", request.container.as_str(), "it exists"));
+        }
+        let first = SimulatedProcess::new(request.spec.process().as_ref());
+        let processes = BTreeMap::from([(String::new(), first)]);
+        guest.containers.insert(request.container, Container { processes });
+        Ok(())
+    }
+
+    async fn start_container(&self, request: ContainerId, _: Instant) -> PortResult<()> {
+        let mut guest = self.guest();
+        let process = ProcessRef { container: request, exec: String::new() };
+        let first = guest.process("start container", &process)?;
+        if first.has_started {
+            return Err(error(ErrorKind::Refused, "start container", process.container.as_str(), "it has started"));
+        }
+        first.start();
+        Ok(())
+    }
+
+    async fn remove_container(&self, request: ContainerId, _: Instant) -> PortResult<()> {
+        let mut guest = self.guest();
+        guest.container("remove container", &request)?;
+        guest.containers.remove(&request);
+        Ok(())
+    }
+
+    async fn update_container(&self, request: UpdateContainer, _: Instant) -> PortResult<()> {
+        self.guest().container("update container", &request.container).map(|_| ())
+    }
+
+    async fn exec_process(&self, request: ExecProcess, _: Instant) -> PortResult<()> {
+        let mut guest = self.guest();
+        let container = guest.container("exec", &request.process.container)?;
+        if container.processes.contains_key(&request.process.exec) {
+            return Err(error(ErrorKind::Exists, "exec", request.process.exec, "it exists"));
+        }
+        let mut process = SimulatedProcess::new(Some(&request.spec));
+        process.start();
+        container.processes.insert(request.process.exec, process);
+        Ok(())
+    }
+
+    async fn signal_process(&self, request: SignalProcess, _: Instant) -> PortResult<()> {
+        self.guest().process("signal", &request.process).map(|_| ())
+    }
+
+    async fn wait_process(&self, request: ProcessRef, deadline: Instant) -> PortResult<i32> {
+        let has_started = self.guest().process("wait", &request)?.has_started;
+        if !has_started {
+            tokio::time::sleep_until(deadline).await;
+            return Err(PortError::timed_out("wait", request.container.as_str(), "it has not started"));
+        }
+        Ok(0)
+    }
+
+    async fn read_stdout(&self, request: ReadOutput, _: Instant) -> PortResult<Vec<u8>> {
+        let mut guest = self.guest();
+        let output = &mut guest.process("read stdout", &request.process)?.output;
+        let count = output.len().min(request.len as usize);
+        Ok(output.drain(..count).collect())
+    }
+
+    async fn read_stderr(&self, request: ReadOutput, _: Instant) -> PortResult<Vec<u8>> {
+        self.guest().process("read stderr", &request.process).map(|_| Vec::new())
+    }
+
+    async fn write_stdin(&self, request: WriteInput, _: Instant) -> PortResult<u32> {
+        self.guest().process("write stdin", &request.process)?;
+        Ok(u32::try_from(request.data.len()).unwrap_or(u32::MAX))
+    }
+
+    async fn close_stdin(&self, request: ProcessRef, _: Instant) -> PortResult<()> {
+        self.guest().process("close stdin", &request).map(|_| ())
+    }
+
+    async fn resize_terminal(&self, request: ResizeTerminal, _: Instant) -> PortResult<()> {
+        self.guest().process("resize terminal", &request.process).map(|_| ())
+    }
+
+    async fn copy_file(&self, _: CopyFile, _: Instant) -> PortResult<()> {
+        self.guest().reached("copy file").map(|_| ())
+    }
+
+    async fn oom_event(&self, (): (), deadline: Instant) -> PortResult<ContainerId> {
+        tokio::time::sleep_until(deadline).await;
+        Err(PortError::timed_out("wait for OOM", "agent", "simulated: memory never runs out"))
+    }
+}
 
 /// Makes simulated agents.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SimulatedAgentFactory;
 
 impl AgentFactory for SimulatedAgentFactory {
-    fn create(&self, _: &SandboxId) -> Result<Arc<dyn GuestAgent>, PortError> {
-        Ok(Arc::new(SimulatedAgent::default()))
+    fn create(&self, _: &SandboxId) -> PortResult<Arc<dyn GuestAgent>> {
+        Ok(Arc::new(SimulatedAgent::new()))
     }
 }
 
-/// One simulated agent.
-#[derive(Debug, Default)]
-pub struct SimulatedAgent {
-    guest: Mutex<Guest>,
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-#[derive(Debug, Default)]
-struct Guest {
-    is_connected: bool,
-    has_sandbox: bool,
-    processes: BTreeMap<(ContainerId, String), Process>,
-}
+    use oci_spec::runtime::{ProcessBuilder, SpecBuilder};
 
-#[derive(Debug)]
-struct Process {
-    has_started: bool,
-    output: Vec<u8>,
-}
+    use super::*;
 
-impl SimulatedAgent {
-    /// The guest, if somebody has connected to its agent.
-    fn guest(&self, operation: &str) -> PortResult<MutexGuard<'_, Guest>> {
-        let guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
-        if guest.is_connected || operation == "connect" {
-            return Ok(guest);
+    #[tokio::test]
+    async fn a_container_runs_and_unknown_ones_are_not_found() {
+        let (agent, soon) = (SimulatedAgent::new(), Instant::now() + Duration::from_secs(1));
+        assert_eq!(agent.check((), soon).await.unwrap_err().kind, ErrorKind::PeerGone);
+        agent.connect(AgentAddress::Vsock { cid: 3, port: 1024 }, soon).await.unwrap();
+        agent.create_sandbox(CreateSandbox::default(), soon).await.unwrap();
+        let again = agent.create_sandbox(CreateSandbox::default(), soon).await.unwrap_err();
+        assert_eq!(again.kind, ErrorKind::Exists);
+
+        let container = ContainerId::new("web").unwrap();
+        let missing = agent.start_container(container.clone(), soon).await.unwrap_err();
+        assert_eq!(missing.kind, ErrorKind::NotFound);
+        let args = vec!["echo".to_owned(), "hello".to_owned()];
+        let process = ProcessBuilder::default().args(args).build().unwrap();
+        let spec = Box::new(SpecBuilder::default().process(process).build().unwrap());
+        let create = CreateContainer {
+            container: container.clone(),
+            devices: Vec::new(),
+            storages: Vec::new(),
+            spec,
+            sandbox_pidns: false,
+        };
+        agent.create_container(create, soon).await.unwrap();
+        agent.start_container(container.clone(), soon).await.unwrap();
+        let process = ProcessRef { container: container.clone(), exec: String::new() };
+        assert_eq!(agent.wait_process(process.clone(), soon).await.unwrap(), 0);
+        let mut said = Vec::new();
+        loop {
+            let read = ReadOutput { process: process.clone(), len: 8 };
+            let part = agent.read_stdout(read, soon).await.unwrap();
+            if part.is_empty() {
+                break;
+            }
+            said.extend(part);
         }
-        Err(PortError::new(ErrorKind::PeerGone, operation, "agent", "simulated: not connected"))
-    }
-
-    fn with_process<T>(
-        &self,
-        operation: &str,
-        process: &ProcessRef,
-        act: impl FnOnce(&mut Process) -> T,
-    ) -> PortResult<T> {
-        let mut guest = self.guest(operation)?;
-        match guest.processes.get_mut(&(process.container.clone(), process.exec.clone())) {
-            Some(found) => Ok(act(found)),
-            None => Err(unknown(operation, &process.container)),
-        }
-    }
-}
-
-fn unknown(operation: &str, container: &ContainerId) -> PortError {
-    PortError::new(ErrorKind::NotFound, operation, container.as_str(), "simulated: no such container or process")
-}
-
-fn process_of(args: Option<&Vec<String>>) -> Process {
-    let args = args.map(|args| args.join(" ")).unwrap_or_default();
-    Process { has_started: false, output: format!("simulated: {args}\n").into_bytes() }
-}
-
-#[async_trait]
-impl GuestAgent for SimulatedAgent {
-    async fn connect(&self, _: AgentAddress, _: Instant) -> PortResult<()> {
-        self.guest("connect")?.is_connected = true;
-        Ok(())
-    }
-
-    async fn disconnect(&self, (): (), _: Instant) -> PortResult<()> {
-        self.guest("connect")?.is_connected = false;
-        Ok(())
-    }
-
-    async fn check(&self, (): (), _: Instant) -> PortResult<()> {
-        self.guest("check").map(|_| ())
-    }
-
-    async fn guest_details(&self, (): (), _: Instant) -> PortResult<GuestDetails> {
-        self.guest("guest_details")?;
-        Ok(GuestDetails { memory_block_bytes: MEMORY_BLOCK_BYTES, agent_version: "simulated".to_owned() })
-    }
-
-    async fn create_sandbox(&self, request: CreateSandbox, _: Instant) -> PortResult<()> {
-        let mut guest = self.guest("create_sandbox")?;
-        if guest.has_sandbox {
-            let cause = "simulated: one sandbox for each boot";
-            return Err(PortError::new(ErrorKind::Exists, "create_sandbox", request.sandbox_id, cause));
-        }
-        guest.has_sandbox = true;
-        Ok(())
-    }
-
-    async fn destroy_sandbox(&self, (): (), _: Instant) -> PortResult<()> {
-        let mut guest = self.guest("destroy_sandbox")?;
-        *guest = Guest::default();
-        Ok(())
-    }
-
-    async fn update_interface(&self, _: GuestInterface, _: Instant) -> PortResult<()> {
-        self.guest("update_interface").map(|_| ())
-    }
-
-    async fn add_neighbors(&self, _: Vec<GuestNeighbor>, _: Instant) -> PortResult<()> {
-        self.guest("add_neighbors").map(|_| ())
-    }
-
-    async fn update_routes(&self, _: Vec<GuestRoute>, _: Instant) -> PortResult<()> {
-        self.guest("update_routes").map(|_| ())
-    }
-
-    async fn online_cpu_mem(&self, _: OnlineCpuMem, _: Instant) -> PortResult<()> {
-        self.guest("online_cpu_mem").map(|_| ())
-    }
-
-    async fn create_container(&self, request: CreateContainer, _: Instant) -> PortResult<()> {
-        let args = request.spec.process().as_ref().and_then(|process| process.args().as_ref());
-        let process = process_of(args);
-        let mut guest = self.guest("create_container")?;
-        let key = (request.container.clone(), String::new());
-        if guest.processes.contains_key(&key) {
-            let cause = "simulated: the container exists";
-            return Err(PortError::new(ErrorKind::Exists, "create_container", request.container.as_str(), cause));
-        }
-        guest.processes.insert(key, process);
-        Ok(())
-    }
-
-    async fn start_container(&self, container: ContainerId, _: Instant) -> PortResult<()> {
-        let process = ProcessRef { container, exec: String::new() };
-        self.with_process("start_container", &process, |process| process.has_started = true)
-    }
-
-    async fn remove_container(&self, container: ContainerId, _: Instant) -> PortResult<()> {
-        let mut guest = self.guest("remove_container")?;
-        let before = guest.processes.len();
-        guest.processes.retain(|(of, _), _| *of != container);
-        if guest.processes.len() == before { Err(unknown("remove_container", &container)) } else { Ok(()) }
-    }
-
-    async fn update_container(&self, request: UpdateContainer, _: Instant) -> PortResult<()> {
-        let process = ProcessRef { container: request.container, exec: String::new() };
-        self.with_process("update_container", &process, |_| ())
-    }
-
-    async fn exec_process(&self, request: ExecProcess, _: Instant) -> PortResult<()> {
-        let mut process = process_of(request.spec.args().as_ref());
-        process.has_started = true;
-        let ProcessRef { container, exec } = request.process;
-        let mut guest = self.guest("exec_process")?;
-        if !guest.processes.contains_key(&(container.clone(), String::new())) {
-            return Err(unknown("exec_process", &container));
-        }
-        guest.processes.insert((container, exec), process);
-        Ok(())
-    }
-
-    async fn signal_process(&self, request: SignalProcess, _: Instant) -> PortResult<()> {
-        self.with_process("signal_process", &request.process, |_| ())
-    }
-
-    async fn wait_process(&self, process: ProcessRef, _: Instant) -> PortResult<i32> {
-        let has_started = self.with_process("wait_process", &process, |process| process.has_started)?;
-        if has_started {
-            return Ok(0);
-        }
-        let (object, cause) = (process.container.as_str(), "simulated: it has not started");
-        Err(PortError::new(ErrorKind::Invalid, "wait_process", object, cause))
-    }
-
-    async fn read_stdout(&self, request: ReadOutput, _: Instant) -> PortResult<Vec<u8>> {
-        self.with_process("read_stdout", &request.process, |process| {
-            let len = process.output.len().min(usize::try_from(request.len).unwrap_or(usize::MAX));
-            process.output.drain(..len).collect()
-        })
-    }
-
-    async fn read_stderr(&self, request: ReadOutput, _: Instant) -> PortResult<Vec<u8>> {
-        self.with_process("read_stderr", &request.process, |_| Vec::new())
-    }
-
-    async fn write_stdin(&self, request: WriteInput, _: Instant) -> PortResult<u32> {
-        let len = u32::try_from(request.data.len()).unwrap_or(u32::MAX);
-        self.with_process("write_stdin", &request.process, |_| len)
-    }
-
-    async fn close_stdin(&self, process: ProcessRef, _: Instant) -> PortResult<()> {
-        self.with_process("close_stdin", &process, |_| ())
-    }
-
-    async fn resize_terminal(&self, request: ResizeTerminal, _: Instant) -> PortResult<()> {
-        self.with_process("resize_terminal", &request.process, |_| ())
-    }
-
-    async fn copy_file(&self, _: CopyFile, _: Instant) -> PortResult<()> {
-        self.guest("copy_file").map(|_| ())
-    }
-
-    async fn oom_event(&self, (): (), deadline: Instant) -> PortResult<ContainerId> {
-        self.guest("oom_event")?;
-        tokio::time::sleep_until(deadline).await;
-        Err(PortError::timed_out("oom_event", "agent", "simulated: no container ran out of memory"))
+        assert_eq!(String::from_utf8(said).unwrap(), "simulated: echo hello\n");
+        agent.remove_container(container, soon).await.unwrap();
+        assert!(agent.containers().is_empty());
     }
 }

@@ -1,6 +1,6 @@
-//! The simulated kernel's cgroups: one unified hierarchy whose directories are objects of a [`World`].
+//! The simulated host of the cgroup actor: groups are objects of the world.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,103 +11,92 @@ use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 
 use crate::World;
 
+/// The kind of object in the world.
 const CGROUP: &str = "cgroup";
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where the one hierarchy is mounted.
+const ROOT: &str = "/sys/fs/cgroup/simulated";
 
-/// Cgroups that enforce nothing but exist.
-#[derive(Debug)]
-pub struct SimulatedCgroups {
+/// One v1 hierarchy whose groups exist only while a sandbox has them. Parents are not kept: what is
+/// shared by sandboxes is not an object of one.
+#[derive(Debug, Clone)]
+pub struct SimulatedCgroupHost {
     world: Arc<World>,
+    is_writable: bool,
 }
 
-impl SimulatedCgroups {
-    /// A kernel with an empty hierarchy.
+impl SimulatedCgroupHost {
+    /// A host where we may make groups.
     pub fn new(world: Arc<World>) -> Self {
-        Self { world }
+        Self { world, is_writable: true }
     }
 
-    fn has_children(&self, directory: &Path) -> bool {
-        let below = format!("{CGROUP} {}/", directory.display());
-        self.world.list().iter().any(|object| object.starts_with(&below))
+    /// A host where we may not, as an unprivileged user.
+    pub fn read_only(world: Arc<World>) -> Self {
+        Self { world, is_writable: false }
     }
 
-    fn remove_one(&self, directory: &Path, identity: Option<u64>) -> PortResult<()> {
-        let name = directory.display().to_string();
-        match (self.world.identity(CGROUP, &name), identity) {
-            (Some(found), Some(ours)) if found != ours => {
-                Err(PortError::new(ErrorKind::Foreign, "rmdir", name, "simulated: another directory of that name"))
+    fn exists(&self, operation: &str, group: &Group) -> PortResult<()> {
+        for directory in &group.directories {
+            let name = directory.display().to_string();
+            if self.world.identity(CGROUP, &name).is_none() {
+                return Err(PortError::new(ErrorKind::NotFound, operation, name, "simulated: no such group"));
             }
-            // A parent that other sandboxes use stays.
-            (Some(_), _) if self.has_children(directory) => Ok(()),
-            _ => self.world.remove("rmdir", CGROUP, &name),
         }
+        Ok(())
     }
 }
 
 #[async_trait]
-impl CgroupHost for SimulatedCgroups {
+impl CgroupHost for SimulatedCgroupHost {
     async fn systemd_runs(&self, (): (), _: Instant) -> PortResult<bool> {
         Ok(false)
     }
 
     async fn survey(&self, request: GroupPath, _: Instant) -> PortResult<Survey> {
-        let directory = Path::new(ROOT).join(&request.path);
-        let ancestors = directory.ancestors().take_while(|path| *path != Path::new(ROOT));
-        let absent = |path: &&Path| self.world.identity(CGROUP, &path.display().to_string()).is_none();
-        let mut missing: Vec<PathBuf> = ancestors.filter(absent).map(Path::to_owned).collect();
-        missing.reverse();
-        let group = Group {
-            path: request.path,
-            directories: vec![directory],
-            mode: CgroupMode::V2,
-            hierarchies: Live::absent(),
-        };
-        Ok(Survey { group, missing, not_enforced: Vec::new() })
+        let leaf = PathBuf::from(ROOT).join(&request.path);
+        let mut survey = Survey::default();
+        if !self.is_writable {
+            survey.not_enforced.push(format!("simulated: {ROOT} is not writable"));
+            return Ok(survey);
+        }
+        if self.world.identity(CGROUP, &leaf.display().to_string()).is_none() {
+            survey.missing.push(leaf.clone());
+        }
+        let (directories, hierarchies) = (vec![leaf], Live::absent());
+        survey.group = Group { path: request.path, directories, mode: CgroupMode::V1, hierarchies };
+        Ok(survey)
     }
 
     async fn make_group(&self, request: MakeGroup, _: Instant) -> PortResult<MadeGroup> {
-        let mut inodes = Vec::new();
-        for directory in &request.missing {
-            match self.world.make("mkdir", CGROUP, directory.display().to_string()) {
-                Ok(inode) => inodes.push(inode),
-                Err(error) if error.kind == ErrorKind::Exists && request.joint_parent => {
-                    inodes.push(self.world.identity(CGROUP, &directory.display().to_string()).unwrap_or_default());
-                }
-                Err(error) => return Err(error.doubtful()),
-            }
-        }
-        Ok(MadeGroup { inodes })
+        let make = |path: &PathBuf| self.world.make("mkdir", CGROUP, path.display().to_string());
+        let inodes = request.missing.iter().map(make).collect::<PortResult<_>>();
+        Ok(MadeGroup { inodes: inodes.map_err(|error| error.doubtful())? })
     }
 
     async fn remove_group(&self, request: RemoveGroup, _: Instant) -> PortResult<()> {
         let mut was_there = false;
-        for (index, directory) in request.directories.iter().enumerate().rev() {
-            let identity = request.inodes.as_ref().and_then(|inodes| inodes.get(index).copied());
-            match self.remove_one(directory, identity) {
-                Ok(()) => was_there = true,
-                Err(error) if error.is_absent() => {}
-                Err(error) => return Err(error),
+        for (n, path) in request.directories.iter().enumerate().rev() {
+            let name = path.display().to_string();
+            let Some(found) = self.world.identity(CGROUP, &name) else { continue };
+            if request.inodes.as_ref().and_then(|inodes| inodes.get(n)).is_some_and(|inode| *inode != found) {
+                let cause = "simulated: it is not the group that was made here";
+                return Err(PortError::new(ErrorKind::Foreign, "rmdir", name, cause));
             }
+            self.world.remove("rmdir", CGROUP, &name)?;
+            was_there = true;
         }
         if was_there {
             return Ok(());
         }
-        let name = request.directories.first().map(|path| path.display().to_string()).unwrap_or_default();
-        Err(PortError::new(ErrorKind::NotFound, "rmdir", name, "simulated: not there"))
+        Err(PortError::new(ErrorKind::NotFound, "remove", "cgroup", "simulated: all its directories are gone"))
     }
 
     async fn place(&self, request: Place, _: Instant) -> PortResult<()> {
-        for directory in &request.group.directories {
-            let name = directory.display().to_string();
-            if self.world.identity(CGROUP, &name).is_none() {
-                return Err(PortError::new(ErrorKind::NotFound, "write cgroup.procs", name, "simulated: not there"));
-            }
-        }
-        Ok(())
+        self.exists("place in cgroup", &request.group)
     }
 
-    async fn set_cpuset(&self, _: SetCpuset, _: Instant) -> PortResult<()> {
-        Ok(())
+    async fn set_cpuset(&self, request: SetCpuset, _: Instant) -> PortResult<()> {
+        self.exists("set cpuset", &request.group)
     }
 
     async fn pin_threads(&self, _: PinThreads, _: Instant) -> PortResult<()> {

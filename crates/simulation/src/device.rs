@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use device_actor::host::{
-    AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, DiskIdentity, EndDaemon,
-    FindBlockNode, GiveBackVfio, InspectDisk, PciFunction, ReadyDaemon, RemoveSocket, SocketFile,
-    StartVsockDaemon, StartedDaemon, VfioGroup, VfioName, VsockSupport,
+    AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, DiskIdentity, EndDaemon, FindBlockNode, GiveBackVfio,
+    InspectDisk, PciFunction, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon, VfioGroup,
+    VfioName, VsockSupport,
 };
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
@@ -32,37 +32,24 @@ pub struct SimulatedDeviceHost {
 impl SimulatedDeviceHost {
     /// A host without `/dev/vhost-vsock`.
     pub fn new(world: Arc<World>) -> Self {
-        Self {
-            world,
-            kernel_vsock: false,
-        }
+        Self { world, kernel_vsock: false }
     }
 
     /// The same host with `/dev/vhost-vsock`.
     #[must_use]
     pub fn with_kernel_vsock(self) -> Self {
-        Self {
-            kernel_vsock: true,
-            ..self
-        }
+        Self { kernel_vsock: true, ..self }
     }
 
     fn socket(&self, path: &std::path::Path) -> PortResult<SocketFile> {
-        let inode = self
-            .world
-            .make("bind", SOCKET, path.display().to_string())?;
-        Ok(SocketFile {
-            device: DEVICE,
-            inode,
-        })
+        let inode = self.world.make("bind", SOCKET, path.display().to_string())?;
+        Ok(SocketFile { device: DEVICE, inode })
     }
 }
 
 /// A number for a name, the same in every run (FNV-1a).
 pub(crate) fn number_of(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn function_of(group: u32) -> String {
@@ -77,55 +64,30 @@ fn group_of(bdf: &str) -> Option<u32> {
 impl DeviceHost for SimulatedDeviceHost {
     async fn inspect_disk(&self, request: InspectDisk, _: Instant) -> PortResult<DiskFacts> {
         let inode = number_of(&request.path.display().to_string());
-        Ok(DiskFacts {
-            identity: DiskIdentity::File {
-                device: DEVICE,
-                inode,
-            },
-            bytes: 1 << 20,
-        })
+        Ok(DiskFacts { identity: DiskIdentity::File { device: DEVICE, inode }, bytes: 1 << 20 })
     }
 
     async fn find_block_node(&self, request: FindBlockNode, _: Instant) -> PortResult<BlockNode> {
         let path = format!("/dev/block/{}:{}", request.major, request.minor).into();
-        Ok(BlockNode {
-            path,
-            read_only: false,
-        })
+        Ok(BlockNode { path, read_only: false })
     }
 
     async fn vsock_support(&self, (): (), _: Instant) -> PortResult<VsockSupport> {
-        Ok(VsockSupport {
-            kernel: self.kernel_vsock,
-        })
+        Ok(VsockSupport { kernel: self.kernel_vsock })
     }
 
     async fn choose_cid(&self, (): (), _: Instant) -> PortResult<u32> {
         Ok(1_000)
     }
 
-    async fn start_vsock_daemon(
-        &self,
-        request: StartVsockDaemon,
-        _: Instant,
-    ) -> PortResult<StartedDaemon> {
+    async fn start_vsock_daemon(&self, request: StartVsockDaemon, _: Instant) -> PortResult<StartedDaemon> {
         let start_ticks = self.world.make("exec", PROCESS, request.tag)?;
         let pid = i32::try_from(start_ticks).unwrap_or(i32::MAX);
-        Ok(StartedDaemon {
-            process: ProcessIdentity { pid, start_ticks },
-            handle: Live::absent(),
-        })
+        Ok(StartedDaemon { process: ProcessIdentity { pid, start_ticks }, handle: Live::absent() })
     }
 
-    async fn await_vsock_daemon(
-        &self,
-        request: AwaitVsockDaemon,
-        _: Instant,
-    ) -> PortResult<ReadyDaemon> {
-        Ok(ReadyDaemon {
-            socket: self.socket(&request.socket)?,
-            hybrid_socket: self.socket(&request.hybrid_socket)?,
-        })
+    async fn await_vsock_daemon(&self, request: AwaitVsockDaemon, _: Instant) -> PortResult<ReadyDaemon> {
+        Ok(ReadyDaemon { socket: self.socket(&request.socket)?, hybrid_socket: self.socket(&request.hybrid_socket)? })
     }
 
     async fn end_daemon(&self, request: EndDaemon, _: Instant) -> PortResult<()> {
@@ -133,12 +95,7 @@ impl DeviceHost for SimulatedDeviceHost {
         match request.process {
             Some(process) if found != Some(process.start_ticks) => {
                 let cause = "simulated: no such process";
-                Err(PortError::new(
-                    ErrorKind::NotFound,
-                    "end process",
-                    request.tag,
-                    cause,
-                ))
+                Err(PortError::new(ErrorKind::NotFound, "end process", request.tag, cause))
             }
             _ => self.world.remove("end process", PROCESS, &request.tag),
         }
@@ -160,41 +117,21 @@ impl DeviceHost for SimulatedDeviceHost {
         let group = match &request {
             VfioName::Group(group) => Some(*group),
             VfioName::Function(bdf) => group_of(bdf),
-            VfioName::CharacterDevice(name) => {
-                name.strip_prefix("vfio").and_then(|n| n.parse().ok())
-            }
+            VfioName::CharacterDevice(name) => name.strip_prefix("vfio").and_then(|n| n.parse().ok()),
         };
         let Some(group) = group.filter(|group| *group <= 0xff) else {
             let cause = "simulated: no such function";
-            return Err(PortError::new(
-                ErrorKind::NotFound,
-                "read IOMMU group",
-                format!("{request:?}"),
-                cause,
-            ));
+            return Err(PortError::new(ErrorKind::NotFound, "read IOMMU group", format!("{request:?}"), cause));
         };
         let bdf = function_of(group);
         let is_bound = self.world.identity(VFIO, &bdf).is_some();
-        let driver = if is_bound {
-            "vfio-pci"
-        } else {
-            "simulated-nic"
-        };
-        let function = PciFunction {
-            bdf,
-            class: 0x0200,
-            driver: Some(driver.into()),
-        };
-        Ok(VfioGroup {
-            group,
-            functions: vec![function],
-        })
+        let driver = if is_bound { "vfio-pci" } else { "simulated-nic" };
+        let function = PciFunction { bdf, class: 0x0200, driver: Some(driver.into()) };
+        Ok(VfioGroup { group, functions: vec![function] })
     }
 
     async fn bind_vfio(&self, request: BindVfio, _: Instant) -> PortResult<()> {
-        self.world
-            .make("bind to vfio-pci", VFIO, request.bdf)
-            .map(|_| ())
+        self.world.make("bind to vfio-pci", VFIO, request.bdf).map(|_| ())
     }
 
     async fn give_back_vfio(&self, request: GiveBackVfio, _: Instant) -> PortResult<()> {

@@ -35,12 +35,7 @@ impl MemoryLedger {
 
     /// The live entries as people read them, oldest first.
     pub fn list(&self) -> Vec<String> {
-        self.state
-            .borrow()
-            .live
-            .values()
-            .map(|entry| entry.object.to_string())
-            .collect()
+        self.state.borrow().live.values().map(|entry| entry.object.to_string()).collect()
     }
 
     /// The live entries, newest first: what a full undo is asked with.
@@ -63,22 +58,8 @@ impl Ledger for MemoryLedger {
         state.last += 1;
         let id = EntryId(state.last);
         let (record, object_too) = (scope.clone(), object.clone());
-        state.records.push(Record::Intent {
-            entry: id,
-            actor,
-            scope: record,
-            object: object_too,
-        });
-        state.live.insert(
-            id,
-            Entry {
-                id,
-                actor,
-                scope,
-                object,
-                identity: None,
-            },
-        );
+        state.records.push(Record::Intent { entry: id, actor, scope: record, object: object_too });
+        state.live.insert(id, Entry { id, actor, scope, object, identity: None });
         Ok(id)
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use network_actor::NetworkHost;
 use network_actor::endpoints;
 use network_actor::host::{
-    CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect,
-    RemoveFile, RemoveNamespace, RemoveRedirect, RemoveTap, Want,
+    CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect, RemoveFile,
+    RemoveNamespace, RemoveRedirect, RemoveTap, Want,
 };
 use network_actor::view::{Address, Link, NamespaceView, Route};
 use sandbox_model::network::{IpNet, MacAddress};
@@ -38,10 +38,7 @@ pub struct SimulatedNetwork {
 impl SimulatedNetwork {
     /// A kernel with no namespace but its own.
     pub fn new(world: Arc<World>) -> Self {
-        Self {
-            world,
-            pods: BTreeMap::new(),
-        }
+        Self { world, pods: BTreeMap::new() }
     }
 
     /// Adds a namespace that somebody has made and filled with what `view` shows.
@@ -57,13 +54,7 @@ impl SimulatedNetwork {
 
     /// What CNI's `ptp` plugin leaves in a pod: `eth0` with `address` and a default route.
     pub fn pod_view(address: IpNet, gateway: std::net::IpAddr) -> NamespaceView {
-        let lo = Link {
-            index: 1,
-            name: "lo".to_owned(),
-            mtu: 65536,
-            flags: 0x49,
-            ..Link::default()
-        };
+        let lo = Link { index: 1, name: "lo".to_owned(), mtu: 65536, flags: 0x49, ..Link::default() };
         let eth0 = Link {
             index: 2,
             name: "eth0".to_owned(),
@@ -85,10 +76,7 @@ impl SimulatedNetwork {
         };
         NamespaceView {
             links: vec![lo, eth0],
-            addresses: vec![Address {
-                link: 2,
-                net: address,
-            }],
+            addresses: vec![Address { link: 2, net: address }],
             routes: vec![default],
             ..NamespaceView::default()
         }
@@ -98,17 +86,11 @@ impl SimulatedNetwork {
     fn view(&self, path: &Path, inode: u64) -> NamespaceView {
         let mut view = self.pods.get(path).cloned().unwrap_or_default();
         for link in &mut view.links {
-            link.has_ingress |= self
-                .world
-                .identity(QDISC, &below(inode, &link.name))
-                .is_some();
+            link.has_ingress |= self.world.identity(QDISC, &below(inode, &link.name)).is_some();
         }
         let prefix = format!("{TAP_ALIAS} {inode}/");
         for marked in self.world.list() {
-            let Some((name, alias)) = marked
-                .strip_prefix(&prefix)
-                .and_then(|rest| rest.split_once(' '))
-            else {
+            let Some((name, alias)) = marked.strip_prefix(&prefix).and_then(|rest| rest.split_once(' ')) else {
                 continue;
             };
             view.links.push(Link {
@@ -137,28 +119,16 @@ impl SimulatedNetwork {
 
 #[sandbox_model::port::async_trait]
 impl NetworkHost for SimulatedNetwork {
-    async fn open_namespace(
-        &self,
-        request: OpenNamespace,
-        _: Instant,
-    ) -> PortResult<OpenedNamespace> {
+    async fn open_namespace(&self, request: OpenNamespace, _: Instant) -> PortResult<OpenedNamespace> {
         let path = shown(&request.path);
         let Some(inode) = self.world.identity(NAMESPACE, &path) else {
             let kind = match self.world.identity(FILE, &path) {
                 Some(_) => ErrorKind::Invalid,
                 None => ErrorKind::NotFound,
             };
-            return Err(PortError::new(
-                kind,
-                "setns",
-                path,
-                "simulated: no namespace",
-            ));
+            return Err(PortError::new(kind, "setns", path, "simulated: no namespace"));
         };
-        let mut opened = OpenedNamespace {
-            identity: Inode { device: 0, inode },
-            ..OpenedNamespace::default()
-        };
+        let mut opened = OpenedNamespace { identity: Inode { device: 0, inode }, ..OpenedNamespace::default() };
         if let Want::Endpoints { queue_pairs } = request.want {
             opened.view = self.view(&request.path, inode);
             let taps = endpoints::usable(&opened.view, &mut Vec::new()).len();
@@ -168,25 +138,14 @@ impl NetworkHost for SimulatedNetwork {
     }
 
     async fn create_file(&self, request: CreateFile, _: Instant) -> PortResult<Inode> {
-        let inode = self
-            .world
-            .make("open(O_CREAT|O_EXCL)", FILE, shown(&request.path))?;
+        let inode = self.world.make("open(O_CREAT|O_EXCL)", FILE, shown(&request.path))?;
         Ok(Inode { device: 0, inode })
     }
 
-    async fn create_namespace(
-        &self,
-        request: CreateNamespace,
-        _: Instant,
-    ) -> PortResult<OpenedNamespace> {
+    async fn create_namespace(&self, request: CreateNamespace, _: Instant) -> PortResult<OpenedNamespace> {
         let path = shown(&request.path);
         if self.world.identity(FILE, &path).is_none() {
-            return Err(PortError::new(
-                ErrorKind::NotFound,
-                "mount --bind",
-                path,
-                "simulated: no such file",
-            ));
+            return Err(PortError::new(ErrorKind::NotFound, "mount --bind", path, "simulated: no such file"));
         }
         let inode = self.world.make("mount --bind", NAMESPACE, path)?;
         Ok(OpenedNamespace {
@@ -197,89 +156,35 @@ impl NetworkHost for SimulatedNetwork {
     }
 
     async fn create_tap(&self, request: CreateTap, _: Instant) -> PortResult<u32> {
-        let CreateTap {
-            namespace_inode: inode,
-            name,
-            alias,
-            ..
-        } = request;
+        let CreateTap { namespace_inode: inode, name, alias, .. } = request;
         if self.stranger(inode, &name).is_some() {
-            return Err(PortError::new(
-                ErrorKind::Exists,
-                "TUNSETIFF",
-                name,
-                "simulated: exists",
-            ));
+            return Err(PortError::new(ErrorKind::Exists, "TUNSETIFF", name, "simulated: exists"));
         }
         self.world.make("TUNSETIFF", TAP, below(inode, &name))?;
-        self.world
-            .make("ip link set alias", TAP_ALIAS, marked(inode, &name, &alias))?;
-        self.tap_index(inode, &name).ok_or_else(|| {
-            PortError::new(
-                ErrorKind::Refused,
-                "RTM_GETLINK",
-                name,
-                "simulated: no index left",
-            )
-        })
+        self.world.make("ip link set alias", TAP_ALIAS, marked(inode, &name, &alias))?;
+        self.tap_index(inode, &name)
+            .ok_or_else(|| PortError::new(ErrorKind::Refused, "RTM_GETLINK", name, "simulated: no index left"))
     }
 
     async fn redirect(&self, request: Redirect, _: Instant) -> PortResult<()> {
-        let Redirect {
-            namespace_inode: inode,
-            link,
-            mark,
-            ..
-        } = request;
-        if self
-            .stranger(inode, &link)
-            .is_some_and(|link| link.has_ingress)
-        {
-            return Err(PortError::new(
-                ErrorKind::Exists,
-                "qdisc add ingress",
-                link,
-                "simulated: exists",
-            ));
+        let Redirect { namespace_inode: inode, link, mark, .. } = request;
+        if self.stranger(inode, &link).is_some_and(|link| link.has_ingress) {
+            return Err(PortError::new(ErrorKind::Exists, "qdisc add ingress", link, "simulated: exists"));
         }
-        self.world
-            .make("qdisc add ingress", QDISC, below(inode, &link))?;
-        self.world
-            .make(
-                "filter add",
-                QDISC_COOKIE,
-                marked(inode, &link, &mark.alias),
-            )
-            .map(drop)
+        self.world.make("qdisc add ingress", QDISC, below(inode, &link))?;
+        self.world.make("filter add", QDISC_COOKIE, marked(inode, &link, &mark.alias)).map(drop)
     }
 
     async fn remove_tap(&self, request: RemoveTap, _: Instant) -> PortResult<()> {
         let operation = "RTM_DELLINK";
-        let RemoveTap {
-            namespace_inode: inode,
-            name,
-            alias,
-            index,
-            ..
-        } = request;
+        let RemoveTap { namespace_inode: inode, name, alias, index, .. } = request;
         let (tap, mark) = (below(inode, &name), marked(inode, &name, &alias));
-        let is_anyones =
-            self.stranger(inode, &name).is_some() || self.world.identity(TAP, &tap).is_some();
+        let is_anyones = self.stranger(inode, &name).is_some() || self.world.identity(TAP, &tap).is_some();
         if is_anyones && self.world.identity(TAP_ALIAS, &mark).is_none() {
-            return Err(PortError::new(
-                ErrorKind::Foreign,
-                operation,
-                name,
-                "simulated: not ours",
-            ));
+            return Err(PortError::new(ErrorKind::Foreign, operation, name, "simulated: not ours"));
         }
         if index.is_some() && index != self.tap_index(inode, &name) {
-            return Err(PortError::new(
-                ErrorKind::NotFound,
-                operation,
-                name,
-                "simulated: a later one",
-            ));
+            return Err(PortError::new(ErrorKind::NotFound, operation, name, "simulated: a later one"));
         }
         self.world.remove(operation, TAP, &tap)?;
         self.world.remove(operation, TAP_ALIAS, &mark)
@@ -287,24 +192,12 @@ impl NetworkHost for SimulatedNetwork {
 
     async fn remove_redirect(&self, request: RemoveRedirect, _: Instant) -> PortResult<()> {
         let operation = "RTM_DELQDISC";
-        let RemoveRedirect {
-            namespace_inode: inode,
-            link,
-            mark,
-            ..
-        } = request;
+        let RemoveRedirect { namespace_inode: inode, link, mark, .. } = request;
         let (qdisc, cookie) = (below(inode, &link), marked(inode, &link, &mark.alias));
-        let is_strangers = self
-            .stranger(inode, &link)
-            .is_some_and(|link| link.has_ingress);
+        let is_strangers = self.stranger(inode, &link).is_some_and(|link| link.has_ingress);
         let exists = self.world.identity(QDISC, &qdisc).is_some();
         if is_strangers || (exists && self.world.identity(QDISC_COOKIE, &cookie).is_none()) {
-            return Err(PortError::new(
-                ErrorKind::Foreign,
-                operation,
-                link,
-                "simulated: not ours",
-            ));
+            return Err(PortError::new(ErrorKind::Foreign, operation, link, "simulated: not ours"));
         }
         self.world.remove(operation, QDISC, &qdisc)?;
         self.world.remove(operation, QDISC_COOKIE, &cookie)
@@ -317,45 +210,26 @@ impl NetworkHost for SimulatedNetwork {
         self.world.remove("umount2", NAMESPACE, &path)?;
         let inside = format!("{}/", found.unwrap_or_default());
         for kind in [TAP, TAP_ALIAS, QDISC, QDISC_COOKIE] {
-            self.world
-                .remove_where(kind, |name| name.starts_with(&inside));
+            self.world.remove_where(kind, |name| name.starts_with(&inside));
         }
         Ok(())
     }
 
     async fn remove_file(&self, request: RemoveFile, _: Instant) -> PortResult<()> {
         let path = shown(&request.path);
-        refuse_another(
-            "unlink",
-            &path,
-            request.identity,
-            self.world.identity(FILE, &path),
-        )?;
+        refuse_another("unlink", &path, request.identity, self.world.identity(FILE, &path))?;
         if self.world.identity(NAMESPACE, &path).is_some() {
-            return Err(PortError::new(
-                ErrorKind::Busy,
-                "unlink",
-                path,
-                "simulated: something is mounted there",
-            ));
+            return Err(PortError::new(ErrorKind::Busy, "unlink", path, "simulated: something is mounted there"));
         }
         self.world.remove("unlink", FILE, &path)
     }
 }
 
-fn refuse_another(
-    operation: &str,
-    object: &str,
-    expected: Option<Inode>,
-    found: Option<u64>,
-) -> PortResult<()> {
+fn refuse_another(operation: &str, object: &str, expected: Option<Inode>, found: Option<u64>) -> PortResult<()> {
     match (expected, found) {
-        (Some(expected), Some(found)) if expected.inode != found => Err(PortError::new(
-            ErrorKind::Foreign,
-            operation,
-            object,
-            "simulated: another one",
-        )),
+        (Some(expected), Some(found)) if expected.inode != found => {
+            Err(PortError::new(ErrorKind::Foreign, operation, object, "simulated: another one"))
+        }
         _ => Ok(()),
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
-use hypervisor::{FIRST_BRIDGE_SLOT, 
-    AddedDevice, Capabilities, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus,
+use hypervisor::{
+    AddedDevice, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus,
     ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
 };
 use sandbox_model::config::SandboxConfig;
@@ -46,12 +46,7 @@ struct Vm {
 impl SimulatedVmm {
     /// A VM that has not started.
     pub fn new(world: Arc<World>, sandbox: SandboxId) -> Self {
-        Self {
-            world,
-            sandbox,
-            vm: Mutex::default(),
-            exit: watch::Sender::new(None),
-        }
+        Self { world, sandbox, vm: Mutex::default(), exit: watch::Sender::new(None) }
     }
 
     fn vm(&self) -> MutexGuard<'_, Vm> {
@@ -63,21 +58,12 @@ impl SimulatedVmm {
     }
 
     fn error(&self, kind: ErrorKind, operation: &str, cause: &str) -> PortError {
-        PortError::new(
-            kind,
-            operation,
-            self.sandbox.as_str(),
-            format!("simulated: {cause}"),
-        )
+        PortError::new(kind, operation, self.sandbox.as_str(), format!("simulated: {cause}"))
     }
 
     /// Ends the VM as a fault does, with everything that it held.
     pub fn crash(&self) {
-        self.end(VmExit {
-            code: None,
-            signal: Some(9),
-            last_words: "simulated crash".into(),
-        });
+        self.end(VmExit { code: None, signal: Some(9), last_words: "simulated crash".into() });
     }
 
     fn end(&self, exit: VmExit) {
@@ -86,8 +72,7 @@ impl SimulatedVmm {
             self.world.remove_where(PROCESS, |name| name == process);
         }
         let prefix = format!("{}/", self.sandbox);
-        self.world
-            .remove_where(DEVICE, |name| name.starts_with(&prefix));
+        self.world.remove_where(DEVICE, |name| name.starts_with(&prefix));
         vm.devices.clear();
         vm.is_running = false;
         drop(vm);
@@ -103,11 +88,7 @@ impl SimulatedVmm {
     }
 
     fn alive(&self, operation: &str) -> PortResult<()> {
-        if self.is_gone() {
-            Err(self.error(ErrorKind::PeerGone, operation, "the VM has ended"))
-        } else {
-            Ok(())
-        }
+        if self.is_gone() { Err(self.error(ErrorKind::PeerGone, operation, "the VM has ended")) } else { Ok(()) }
     }
 
     fn threads(count: u32) -> Vec<i32> {
@@ -132,34 +113,27 @@ impl Hypervisor for SimulatedVmm {
         self.alive("add device")?;
         let mut vm = self.vm();
         if vm.devices.contains_key(&request.id) {
-            return Err(self.error(
-                ErrorKind::Exists,
-                "add device",
-                &format!("duplicate id {}", request.id),
-            ));
+            return Err(self.error(ErrorKind::Exists, "add device", &format!("duplicate id {}", request.id)));
         }
         if vm.devices.values().any(|slot| *slot == request.slot) {
-            return Err(self.error(
-                ErrorKind::Busy,
-                "add device",
-                &format!("{:?} is taken", request.slot),
-            ));
+            return Err(self.error(ErrorKind::Busy, "add device", &format!("{:?} is taken", request.slot)));
         }
-        self.world
-            .make("add device", DEVICE, self.object(&request.id))?;
+        if vm.process.is_some() {
+            self.world.make("add device", DEVICE, self.object(&request.id))?;
+        }
         vm.devices.insert(request.id, request.slot);
-        let path =
-            PciPath::behind_bridge(FIRST_BRIDGE_SLOT + request.slot.bridge, request.slot.slot);
-        Ok(AddedDevice {
-            pci_path: Some(path),
-        })
+        let path = PciPath::behind_bridge(FIRST_BRIDGE_SLOT + request.slot.bridge, request.slot.slot);
+        Ok(AddedDevice { pci_path: Some(path) })
     }
 
     async fn remove_device(&self, request: RemoveDevice, _: Instant) -> PortResult<()> {
         self.alive("remove device")?;
-        self.vm().devices.remove(&request.id);
-        self.world
-            .remove("remove device", DEVICE, &self.object(&request.id))
+        let mut vm = self.vm();
+        match (vm.devices.remove(&request.id), &vm.process) {
+            // It only waited for the start.
+            (Some(_), None) => Ok(()),
+            _ => self.world.remove("remove device", DEVICE, &self.object(&request.id)),
+        }
     }
 
     async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<DeviceId>> {
@@ -174,6 +148,9 @@ impl Hypervisor for SimulatedVmm {
             return Err(self.error(ErrorKind::Exists, "start VM", "it has started already"));
         }
         let start_ticks = self.world.make("start VM", PROCESS, request.tag.as_str())?;
+        for device in vm.devices.keys() {
+            self.world.make("start VM", DEVICE, self.object(device))?;
+        }
         vm.process = Some(request.tag);
         (vm.vcpus, vm.vcpus_max) = (request.spec.vcpus, request.spec.vcpus_max);
         (vm.memory_mib, vm.memory_max_mib) = (request.spec.memory_mib, request.spec.memory_max_mib);
@@ -196,49 +173,27 @@ impl Hypervisor for SimulatedVmm {
     }
 
     async fn stop_vm(&self, _: StopVm, _: Instant) -> PortResult<VmExit> {
-        self.end(VmExit {
-            code: Some(0),
-            signal: None,
-            last_words: String::new(),
-        });
-        self.exit
-            .borrow()
-            .clone()
-            .ok_or_else(|| self.error(ErrorKind::PeerGone, "stop VM", "no exit"))
+        self.end(VmExit { code: Some(0), signal: None, last_words: String::new() });
+        self.exit.borrow().clone().ok_or_else(|| self.error(ErrorKind::PeerGone, "stop VM", "no exit"))
     }
 
     async fn wait_exit(&self, (): (), deadline: Instant) -> PortResult<VmExit> {
         let mut exit = self.exit.subscribe();
         let ended = timeout_at(deadline, exit.wait_for(Option::is_some)).await;
         match ended {
-            Ok(Ok(exit)) => exit
-                .clone()
-                .ok_or_else(|| self.error(ErrorKind::PeerGone, "wait", "no exit")),
-            Ok(Err(_)) => {
-                Err(self.error(ErrorKind::PeerGone, "wait for exit", "the VM is forgotten"))
-            }
-            Err(_) => Err(PortError::timed_out(
-                "wait for exit",
-                self.sandbox.as_str(),
-                "it runs",
-            )),
+            Ok(Ok(exit)) => exit.clone().ok_or_else(|| self.error(ErrorKind::PeerGone, "wait", "no exit")),
+            Ok(Err(_)) => Err(self.error(ErrorKind::PeerGone, "wait for exit", "the VM is forgotten")),
+            Err(_) => Err(PortError::timed_out("wait for exit", self.sandbox.as_str(), "it runs")),
         }
     }
 
     async fn kill_vm(&self, request: KillVm, _: Instant) -> PortResult<()> {
         let found = self.world.identity(PROCESS, &request.tag);
-        if request
-            .process
-            .is_some_and(|process| found != Some(process.start_ticks))
-        {
+        if request.process.is_some_and(|process| found != Some(process.start_ticks)) {
             return Err(self.error(ErrorKind::NotFound, "end process", "no such process"));
         }
         self.world.remove("end process", PROCESS, &request.tag)?;
-        self.end(VmExit {
-            code: None,
-            signal: Some(9),
-            last_words: String::new(),
-        });
+        self.end(VmExit { code: None, signal: Some(9), last_words: String::new() });
         Ok(())
     }
 
@@ -246,18 +201,12 @@ impl Hypervisor for SimulatedVmm {
         self.alive("resize vCPUs")?;
         let mut vm = self.vm();
         if request.target > vm.vcpus_max {
-            let cause = format!(
-                "{} vCPUs are more than the {} it can have",
-                request.target, vm.vcpus_max
-            );
+            let cause = format!("{} vCPUs are more than the {} it can have", request.target, vm.vcpus_max);
             return Err(self.error(ErrorKind::Invalid, "resize vCPUs", &cause));
         }
         // As QEMU: what was added is not taken away.
         vm.vcpus = vm.vcpus.max(request.target);
-        Ok(ResizedVcpus {
-            vcpus: vm.vcpus,
-            vcpu_threads: Self::threads(vm.vcpus),
-        })
+        Ok(ResizedVcpus { vcpus: vm.vcpus, vcpu_threads: Self::threads(vm.vcpus) })
     }
 
     async fn resize_memory(&self, request: ResizeMemory, _: Instant) -> PortResult<ResizedMemory> {
@@ -266,10 +215,7 @@ impl Hypervisor for SimulatedVmm {
         let more = request.target_mib.saturating_sub(vm.memory_mib);
         let memory_mib = vm.memory_mib + more.next_multiple_of(request.block_mib.max(1));
         if memory_mib > vm.memory_max_mib {
-            let cause = format!(
-                "{memory_mib} MiB are more than the {} it can have",
-                vm.memory_max_mib
-            );
+            let cause = format!("{memory_mib} MiB are more than the {} it can have", vm.memory_max_mib);
             return Err(self.error(ErrorKind::Invalid, "resize memory", &cause));
         }
         vm.memory_mib = memory_mib;
@@ -277,12 +223,7 @@ impl Hypervisor for SimulatedVmm {
     }
 
     async fn last_words(&self, (): (), _: Instant) -> PortResult<String> {
-        Ok(self
-            .exit
-            .borrow()
-            .as_ref()
-            .map(|exit| exit.last_words.clone())
-            .unwrap_or_default())
+        Ok(self.exit.borrow().as_ref().map(|exit| exit.last_words.clone()).unwrap_or_default())
     }
 }
 
@@ -296,29 +237,17 @@ pub struct SimulatedVmmFactory {
 impl SimulatedVmmFactory {
     /// For `world`.
     pub fn new(world: Arc<World>) -> Self {
-        Self {
-            world,
-            made: Arc::default(),
-        }
+        Self { world, made: Arc::default() }
     }
 
     /// The VM that was last made for `sandbox`, to let it crash.
     pub fn vm(&self, sandbox: &SandboxId) -> Option<Arc<SimulatedVmm>> {
-        self.made
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(sandbox)?
-            .upgrade()
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).get(sandbox)?.upgrade()
     }
 }
 
 impl VmmFactory for SimulatedVmmFactory {
-    fn create(
-        &self,
-        sandbox: &SandboxId,
-        _: &Path,
-        _: &SandboxConfig,
-    ) -> PortResult<Arc<dyn Hypervisor>> {
+    fn create(&self, sandbox: &SandboxId, _: &Path, _: &SandboxConfig) -> PortResult<Arc<dyn Hypervisor>> {
         let vmm = Arc::new(SimulatedVmm::new(self.world.clone(), sandbox.clone()));
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.insert(sandbox.clone(), Arc::downgrade(&vmm));

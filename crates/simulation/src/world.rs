@@ -26,30 +26,18 @@ impl World {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // A panic of one simulated port is a finding of its own and must not hide behind this.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Makes an object and returns its identity, which is never used again.
     ///
     /// # Errors
     /// `Exists`.
-    pub fn make(
-        &self,
-        operation: &str,
-        kind: &'static str,
-        name: impl Into<String>,
-    ) -> PortResult<u64> {
+    pub fn make(&self, operation: &str, kind: &'static str, name: impl Into<String>) -> PortResult<u64> {
         let mut state = self.state();
         let name = name.into();
         if state.objects.contains_key(&(kind, name.clone())) {
-            return Err(PortError::new(
-                ErrorKind::Exists,
-                operation,
-                name,
-                "simulated: exists",
-            ));
+            return Err(PortError::new(ErrorKind::Exists, operation, name, "simulated: exists"));
         }
         state.next_identity += 1;
         let identity = state.next_identity;
@@ -64,12 +52,7 @@ impl World {
     pub fn remove(&self, operation: &str, kind: &'static str, name: &str) -> PortResult<()> {
         match self.state().objects.remove(&(kind, name.to_owned())) {
             Some(_) => Ok(()),
-            None => Err(PortError::new(
-                ErrorKind::NotFound,
-                operation,
-                name,
-                "simulated: not there",
-            )),
+            None => Err(PortError::new(ErrorKind::NotFound, operation, name, "simulated: not there")),
         }
     }
 
@@ -80,17 +63,11 @@ impl World {
 
     /// Takes away all objects of `kind` whose name passes `test`, as a process's end does.
     pub fn remove_where(&self, kind: &'static str, test: impl Fn(&str) -> bool) {
-        self.state()
-            .objects
-            .retain(|(k, name), _| *k != kind || !test(name));
+        self.state().objects.retain(|(k, name), _| *k != kind || !test(name));
     }
 
     /// All objects, as `kind name`, in order.
     pub fn list(&self) -> Vec<String> {
-        self.state()
-            .objects
-            .keys()
-            .map(|(kind, name)| format!("{kind} {name}"))
-            .collect()
+        self.state().objects.keys().map(|(kind, name)| format!("{kind} {name}")).collect()
     }
 }

@@ -123,8 +123,7 @@ fn or_parents(group: &Path, file: &str, list: &str) -> PortResult<String> {
     }
     let parent = group.parent().unwrap_or(group).join(file);
     let read = std::fs::read_to_string(&parent);
-    read.map(|text| text.trim().to_owned())
-        .map_err(|error| PortError::os("read", parent.display().to_string(), error))
+    read.map(|text| text.trim().to_owned()).map_err(|error| PortError::os("read", parent.display().to_string(), error))
 }
 
 /// Sets on which CPUs threads may run.

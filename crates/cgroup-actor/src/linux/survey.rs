@@ -57,8 +57,7 @@ impl<'a> Search<'a> {
     fn hierarchy(&mut self, controller: &str, root: &Path) {
         let leaf = root.join(&self.wanted.path);
         let is_below = |path: &&Path| path.starts_with(root) && *path != root;
-        let mut missing: Vec<&Path> =
-            leaf.ancestors().take_while(is_below).take_while(|path| !path.is_dir()).collect();
+        let mut missing: Vec<&Path> = leaf.ancestors().take_while(is_below).take_while(|path| !path.is_dir()).collect();
         // Where something is made, we must be able to write; likewise in the group itself if it is there.
         let holder = missing.last().and_then(|path| path.parent()).unwrap_or(&leaf);
         if let Err(error) = access(holder, Access::WRITE_OK) {

@@ -38,11 +38,7 @@ impl Serve<CreateCgroups> for CgroupActor {
 }
 
 impl Clients {
-    async fn create(
-        &self,
-        request: CreateCgroups,
-        deadline: Instant,
-    ) -> Result<(Groups, Vec<String>), CgroupError> {
+    async fn create(&self, request: CreateCgroups, deadline: Instant) -> Result<(Groups, Vec<String>), CgroupError> {
         let systemd_runs = match &request.path {
             Some(path) if path.contains(':') => self.host.systemd_runs((), deadline).await?,
             _ => false,

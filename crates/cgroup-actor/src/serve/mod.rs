@@ -1,7 +1,7 @@
 //! How each message is performed.
 
-mod create;
 mod cpuset;
+mod create;
 mod place;
 mod undo;
 
@@ -59,7 +59,7 @@ pub struct Up {
 
 /// The VMM, in its groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlacedVm {
+pub(crate) struct PlacedVm {
     process: ProcessIdentity,
     /// In the order of vCPUs.
     vcpu_threads: Vec<i32>,

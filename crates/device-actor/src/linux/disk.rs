@@ -20,37 +20,18 @@ pub(super) fn inspect(path: &Path, access: Access) -> PortResult<DiskFacts> {
         .map_err(|error| PortError::os("open disk", name(), error))?;
     let facts = fstat(&named).map_err(|error| PortError::os("fstat", name(), error))?;
     let identity = match FileType::from_raw_mode(facts.st_mode) {
-        FileType::RegularFile => DiskIdentity::File {
-            device: facts.st_dev,
-            inode: facts.st_ino,
-        },
-        FileType::BlockDevice => DiskIdentity::Block {
-            major: major(facts.st_rdev),
-            minor: minor(facts.st_rdev),
-        },
+        FileType::RegularFile => DiskIdentity::File { device: facts.st_dev, inode: facts.st_ino },
+        FileType::BlockDevice => DiskIdentity::Block { major: major(facts.st_rdev), minor: minor(facts.st_rdev) },
         other => {
             let cause = format!("it is neither a regular file nor a block device but {other:?}");
-            return Err(PortError::new(
-                ErrorKind::Invalid,
-                "open disk",
-                name(),
-                cause,
-            ));
+            return Err(PortError::new(ErrorKind::Invalid, "open disk", name(), cause));
         }
     };
     let is_device = matches!(identity, DiskIdentity::Block { .. });
-    let opened =
-        reopen(&named, access, is_device).map_err(|error| refused(name(), error, is_device))?;
-    let bytes = File::from(opened)
-        .seek(SeekFrom::End(0))
-        .map_err(|error| PortError::os("seek", name(), error))?;
+    let opened = reopen(&named, access, is_device).map_err(|error| refused(name(), error, is_device))?;
+    let bytes = File::from(opened).seek(SeekFrom::End(0)).map_err(|error| PortError::os("seek", name(), error))?;
     if bytes == 0 {
-        return Err(PortError::new(
-            ErrorKind::Invalid,
-            "open disk",
-            name(),
-            "it is empty",
-        ));
+        return Err(PortError::new(ErrorKind::Invalid, "open disk", name(), "it is empty"));
     }
     Ok(DiskFacts { identity, bytes })
 }
@@ -66,19 +47,13 @@ fn reopen(named: &OwnedFd, access: Access, is_device: bool) -> Result<OwnedFd, E
         Access::ReadWrite => OFlags::RDWR,
     };
     let flags = mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    open(
-        format!("/proc/self/fd/{}", named.as_raw_fd()),
-        flags,
-        Mode::empty(),
-    )
+    open(format!("/proc/self/fd/{}", named.as_raw_fd()), flags, Mode::empty())
 }
 
 fn refused(name: String, error: Errno, is_device: bool) -> PortError {
     let mut refused = PortError::os("open disk", name, error);
     if error == Errno::BUSY && is_device {
-        refused.cause =
-            "the host uses it (mounted, swap, or below another device); a guest may only read it"
-                .into();
+        refused.cause = "the host uses it (mounted, swap, or below another device); a guest may only read it".into();
     }
     refused
 }
@@ -90,22 +65,14 @@ pub(super) fn find_node(sysfs: &Path, dev: &Path, wanted: FindBlockNode) -> Port
     let uevent = std::fs::read_to_string(entry.join("uevent"))
         .map_err(|error| PortError::os("find block device", number.clone(), error))?;
     let read_only = std::fs::read_to_string(entry.join("ro")).is_ok_and(|text| text.trim() == "1");
-    let called = uevent
-        .lines()
-        .find_map(|line| line.strip_prefix("DEVNAME="))
-        .map(|name| dev.join(name));
+    let called = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(|name| dev.join(name));
     let candidates = called.into_iter().chain([dev.join("block").join(&number)]);
     let is_it = |path: &PathBuf| stat(path).is_ok_and(|facts| is_device(&facts, wanted));
     match candidates.into_iter().find(is_it) {
         Some(path) => Ok(BlockNode { path, read_only }),
         None => {
             let cause = format!("no node with this number below {}", dev.display());
-            Err(PortError::new(
-                ErrorKind::NotFound,
-                "find block device",
-                number,
-                cause,
-            ))
+            Err(PortError::new(ErrorKind::NotFound, "find block device", number, cause))
         }
     }
 }
@@ -122,24 +89,14 @@ mod tests {
     #[test]
     fn a_file_is_known_by_its_inode_and_must_not_be_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let (disk, link, empty) = (
-            dir.path().join("disk"),
-            dir.path().join("link"),
-            dir.path().join("empty"),
-        );
+        let (disk, link, empty) = (dir.path().join("disk"), dir.path().join("link"), dir.path().join("empty"));
         std::fs::write(&disk, [0; 512]).unwrap();
         std::fs::hard_link(&disk, &link).unwrap();
         std::fs::write(&empty, []).unwrap();
         let facts = inspect(&disk, Access::ReadWrite).unwrap();
         assert_eq!(facts.bytes, 512);
-        assert_eq!(
-            inspect(&link, Access::ReadOnly).unwrap().identity,
-            facts.identity
-        );
-        assert_eq!(
-            inspect(&empty, Access::ReadOnly).unwrap_err().cause,
-            "it is empty"
-        );
+        assert_eq!(inspect(&link, Access::ReadOnly).unwrap().identity, facts.identity);
+        assert_eq!(inspect(&empty, Access::ReadOnly).unwrap_err().cause, "it is empty");
     }
 
     #[test]
@@ -149,31 +106,14 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         // Opening it for reading would hang.
         for path in [fifo.as_path(), dir.path(), Path::new("/dev/null")] {
-            assert_eq!(
-                inspect(path, Access::ReadOnly).unwrap_err().kind,
-                ErrorKind::Invalid,
-                "{}",
-                path.display()
-            );
+            assert_eq!(inspect(path, Access::ReadOnly).unwrap_err().kind, ErrorKind::Invalid, "{}", path.display());
         }
-        assert_eq!(
-            inspect(&dir.path().join("none"), Access::ReadOnly)
-                .unwrap_err()
-                .kind,
-            ErrorKind::NotFound
-        );
+        assert_eq!(inspect(&dir.path().join("none"), Access::ReadOnly).unwrap_err().kind, ErrorKind::NotFound);
     }
 
     #[test]
     fn a_number_without_a_device_has_no_node() {
-        let error = find_node(
-            Path::new("/sys"),
-            Path::new("/dev"),
-            FindBlockNode {
-                major: 4095,
-                minor: 9,
-            },
-        );
+        let error = find_node(Path::new("/sys"), Path::new("/dev"), FindBlockNode { major: 4095, minor: 9 });
         assert_eq!(error.unwrap_err().kind, ErrorKind::NotFound);
     }
 }

@@ -13,9 +13,8 @@ use sandbox_model::{Instant, PortError, PortResult};
 use tokio::time::timeout_at;
 
 use crate::host::{
-    AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, EndDaemon, FindBlockNode,
-    GiveBackVfio, InspectDisk, ReadyDaemon, RemoveSocket, StartVsockDaemon, StartedDaemon,
-    VfioGroup, VfioName, VsockSupport,
+    AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, EndDaemon, FindBlockNode, GiveBackVfio, InspectDisk,
+    ReadyDaemon, RemoveSocket, StartVsockDaemon, StartedDaemon, VfioGroup, VfioName, VsockSupport,
 };
 
 /// This host. It keeps nothing but where sysfs and the device nodes are.
@@ -27,10 +26,7 @@ pub struct LinuxDeviceHost {
 
 impl Default for LinuxDeviceHost {
     fn default() -> Self {
-        Self {
-            sysfs: "/sys".into(),
-            dev: "/dev".into(),
-        }
+        Self { sysfs: "/sys".into(), dev: "/dev".into() }
     }
 }
 
@@ -50,71 +46,39 @@ async fn within<T: Send + 'static>(
     call: impl FnOnce() -> PortResult<T> + Send + 'static,
 ) -> PortResult<T> {
     let answer = timeout_at(deadline, blocking(call)).await;
-    answer.unwrap_or_else(|_| {
-        Err(PortError::timed_out(
-            operation,
-            object,
-            "the kernel did not answer in time",
-        ))
-    })
+    answer.unwrap_or_else(|_| Err(PortError::timed_out(operation, object, "the kernel did not answer in time")))
 }
 
 #[async_trait]
 impl DeviceHost for LinuxDeviceHost {
     async fn inspect_disk(&self, request: InspectDisk, deadline: Instant) -> PortResult<DiskFacts> {
         let object = request.path.display().to_string();
-        within("open disk", object, deadline, move || {
-            disk::inspect(&request.path, request.access)
-        })
-        .await
+        within("open disk", object, deadline, move || disk::inspect(&request.path, request.access)).await
     }
 
-    async fn find_block_node(
-        &self,
-        request: FindBlockNode,
-        deadline: Instant,
-    ) -> PortResult<BlockNode> {
+    async fn find_block_node(&self, request: FindBlockNode, deadline: Instant) -> PortResult<BlockNode> {
         let object = format!("{}:{}", request.major, request.minor);
         let Self { sysfs, dev } = self.clone();
-        within("find block device", object, deadline, move || {
-            disk::find_node(&sysfs, &dev, request)
-        })
-        .await
+        within("find block device", object, deadline, move || disk::find_node(&sysfs, &dev, request)).await
     }
 
     async fn vsock_support(&self, (): (), deadline: Instant) -> PortResult<VsockSupport> {
         let device = vsock::device(&self.dev);
         let object = device.display().to_string();
-        within("stat", object, deadline, move || {
-            Ok(VsockSupport {
-                kernel: device.exists(),
-            })
-        })
-        .await
+        within("stat", object, deadline, move || Ok(VsockSupport { kernel: device.exists() })).await
     }
 
     async fn choose_cid(&self, (): (), deadline: Instant) -> PortResult<u32> {
         let device = vsock::device(&self.dev);
         let object = device.display().to_string();
-        within("VHOST_VSOCK_SET_GUEST_CID", object, deadline, move || {
-            vsock::choose_cid(&device)
-        })
-        .await
+        within("VHOST_VSOCK_SET_GUEST_CID", object, deadline, move || vsock::choose_cid(&device)).await
     }
 
-    async fn start_vsock_daemon(
-        &self,
-        request: StartVsockDaemon,
-        deadline: Instant,
-    ) -> PortResult<StartedDaemon> {
+    async fn start_vsock_daemon(&self, request: StartVsockDaemon, deadline: Instant) -> PortResult<StartedDaemon> {
         vsock::start(request, deadline).await
     }
 
-    async fn await_vsock_daemon(
-        &self,
-        request: AwaitVsockDaemon,
-        deadline: Instant,
-    ) -> PortResult<ReadyDaemon> {
+    async fn await_vsock_daemon(&self, request: AwaitVsockDaemon, deadline: Instant) -> PortResult<ReadyDaemon> {
         vsock::wait(request, deadline).await
     }
 
@@ -124,32 +88,17 @@ impl DeviceHost for LinuxDeviceHost {
 
     async fn remove_socket(&self, request: RemoveSocket, deadline: Instant) -> PortResult<()> {
         let object = request.path.display().to_string();
-        within("unlink", object, deadline, move || {
-            vsock::remove_socket(&request)
-        })
-        .await
+        within("unlink", object, deadline, move || vsock::remove_socket(&request)).await
     }
 
     async fn vfio_group(&self, request: VfioName, deadline: Instant) -> PortResult<VfioGroup> {
         let pci = vfio::Pci::new(self.sysfs.clone());
-        within(
-            "read IOMMU group",
-            format!("{request:?}"),
-            deadline,
-            move || pci.group(&request),
-        )
-        .await
+        within("read IOMMU group", format!("{request:?}"), deadline, move || pci.group(&request)).await
     }
 
     async fn bind_vfio(&self, request: BindVfio, deadline: Instant) -> PortResult<()> {
         let pci = vfio::Pci::new(self.sysfs.clone());
-        within(
-            "bind to vfio-pci",
-            request.bdf.clone(),
-            deadline,
-            move || pci.bind(&request.bdf),
-        )
-        .await
+        within("bind to vfio-pci", request.bdf.clone(), deadline, move || pci.bind(&request.bdf)).await
     }
 
     async fn give_back_vfio(&self, request: GiveBackVfio, deadline: Instant) -> PortResult<()> {

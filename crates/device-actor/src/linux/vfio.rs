@@ -18,10 +18,7 @@ pub(super) struct Pci<A = Kernel> {
 
 impl Pci {
     pub(super) fn new(sysfs: PathBuf) -> Self {
-        Self {
-            sysfs,
-            attributes: Kernel,
-        }
+        Self { sysfs, attributes: Kernel }
     }
 }
 
@@ -49,22 +46,15 @@ impl<A: Attributes> Pci<A> {
             VfioName::Function(bdf) => self.group_of(bdf)?,
             VfioName::CharacterDevice(name) => {
                 let device = self.sysfs.join("class/vfio-dev").join(name).join("device");
-                let bdf = link_name(&device)
-                    .map_err(|error| PortError::os("read", name.clone(), error))?;
+                let bdf = link_name(&device).map_err(|error| PortError::os("read", name.clone(), error))?;
                 self.group_of(&bdf)?
             }
         };
-        let listed = self
-            .sysfs
-            .join(format!("kernel/iommu_groups/{group}/devices"));
+        let listed = self.sysfs.join(format!("kernel/iommu_groups/{group}/devices"));
         let refused = |error| PortError::os("read IOMMU group", group.to_string(), error);
         let mut functions = Vec::new();
         for entry in std::fs::read_dir(listed).map_err(refused)? {
-            let bdf = entry
-                .map_err(refused)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned();
+            let bdf = entry.map_err(refused)?.file_name().to_string_lossy().into_owned();
             let (class, driver) = (self.class(&bdf)?, self.driver(&bdf)?);
             functions.push(PciFunction { bdf, class, driver });
         }
@@ -75,19 +65,11 @@ impl<A: Attributes> Pci<A> {
     fn group_of(&self, bdf: &str) -> PortResult<u32> {
         let function = self.function(bdf);
         if !function.exists() {
-            return Err(PortError::new(
-                ErrorKind::NotFound,
-                "find PCI function",
-                bdf,
-                "the host has none there",
-            ));
+            return Err(PortError::new(ErrorKind::NotFound, "find PCI function", bdf, "the host has none there"));
         }
-        let number = link_name(&function.join("iommu_group"))
-            .ok()
-            .and_then(|name| name.parse().ok());
+        let number = link_name(&function.join("iommu_group")).ok().and_then(|name| name.parse().ok());
         number.ok_or_else(|| {
-            let cause =
-                "it is in no IOMMU group: switch the IOMMU on (intel_iommu=on, amd_iommu=on)";
+            let cause = "it is in no IOMMU group: switch the IOMMU on (intel_iommu=on, amd_iommu=on)";
             PortError::new(ErrorKind::Unsupported, "read IOMMU group", bdf, cause)
         })
     }
@@ -97,16 +79,9 @@ impl<A: Attributes> Pci<A> {
         let text = std::fs::read_to_string(self.function(bdf).join("class"))
             .map_err(|error| PortError::os("read class", bdf, error))?;
         let number = u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok();
-        number
-            .and_then(|number| u16::try_from(number >> 8).ok())
-            .ok_or_else(|| {
-                PortError::new(
-                    ErrorKind::Protocol,
-                    "read class",
-                    bdf,
-                    format!("{:?} is no PCI class", text.trim()),
-                )
-            })
+        number.and_then(|number| u16::try_from(number >> 8).ok()).ok_or_else(|| {
+            PortError::new(ErrorKind::Protocol, "read class", bdf, format!("{:?} is no PCI class", text.trim()))
+        })
     }
 
     /// Gives a function to vfio-pci.
@@ -117,26 +92,12 @@ impl<A: Attributes> Pci<A> {
         }
         if !self.bus("drivers").join(VFIO_DRIVER).exists() {
             let cause = "the host has no vfio-pci driver: modprobe vfio-pci";
-            return Err(PortError::new(
-                ErrorKind::Unsupported,
-                "bind to vfio-pci",
-                bdf,
-                cause,
-            ));
+            return Err(PortError::new(ErrorKind::Unsupported, "bind to vfio-pci", bdf, cause));
         }
-        self.write(
-            &self.function(bdf).join("driver_override"),
-            VFIO_DRIVER,
-            bdf,
-        )?;
+        self.write(&self.function(bdf).join("driver_override"), VFIO_DRIVER, bdf)?;
         // From here on something has changed, whatever comes.
-        self.hand_over(
-            bdf,
-            current.as_deref(),
-            &self.bus("drivers_probe"),
-            Some(VFIO_DRIVER),
-        )
-        .map_err(|error| error.doubtful())
+        self.hand_over(bdf, current.as_deref(), &self.bus("drivers_probe"), Some(VFIO_DRIVER))
+            .map_err(|error| error.doubtful())
     }
 
     /// Gives a function back to the driver that had it.
@@ -152,8 +113,7 @@ impl<A: Attributes> Pci<A> {
             let cause = format!("{} has taken it meanwhile", current.unwrap_or_default());
             return Err(PortError::new(ErrorKind::Foreign, "give back", bdf, cause));
         }
-        let preference =
-            std::fs::read_to_string(function.join("driver_override")).unwrap_or_default();
+        let preference = std::fs::read_to_string(function.join("driver_override")).unwrap_or_default();
         if preference.trim() == VFIO_DRIVER {
             self.write(&function.join("driver_override"), "\n", bdf)?;
         } else if current.as_deref() == original {
@@ -163,21 +123,12 @@ impl<A: Attributes> Pci<A> {
             return Ok(());
         }
         let own = original.map(|driver| self.bus("drivers").join(driver).join("bind"));
-        let bind = own
-            .filter(|bind| bind.exists())
-            .unwrap_or_else(|| self.bus("drivers_probe"));
-        self.hand_over(bdf, current.as_deref(), &bind, original)
-            .map_err(|error| error.doubtful())
+        let bind = own.filter(|bind| bind.exists()).unwrap_or_else(|| self.bus("drivers_probe"));
+        self.hand_over(bdf, current.as_deref(), &bind, original).map_err(|error| error.doubtful())
     }
 
     /// From one driver to another.
-    fn hand_over(
-        &self,
-        bdf: &str,
-        from: Option<&str>,
-        bind: &Path,
-        to: Option<&str>,
-    ) -> PortResult<()> {
+    fn hand_over(&self, bdf: &str, from: Option<&str>, bind: &Path, to: Option<&str>) -> PortResult<()> {
         if from.is_some() {
             self.write(&self.function(bdf).join("driver/unbind"), bdf, bdf)?;
         }
@@ -187,10 +138,7 @@ impl<A: Attributes> Pci<A> {
         if now.as_deref() == Some(to) {
             return Ok(());
         }
-        let cause = format!(
-            "it is with {} instead of {to}",
-            now.as_deref().unwrap_or("no driver")
-        );
+        let cause = format!("it is with {} instead of {to}", now.as_deref().unwrap_or("no driver"));
         Err(PortError::new(ErrorKind::Refused, "bind", bdf, cause))
     }
 
@@ -204,9 +152,7 @@ impl<A: Attributes> Pci<A> {
 /// The last part of where a link leads.
 fn link_name(path: &Path) -> io::Result<String> {
     let target = std::fs::read_link(path)?;
-    let name = target
-        .file_name()
-        .ok_or_else(|| io::Error::other("a link to nothing"))?;
+    let name = target.file_name().ok_or_else(|| io::Error::other("a link to nothing"))?;
     Ok(name.to_string_lossy().into_owned())
 }
 

@@ -30,27 +30,11 @@ impl Attributes for FakeKernel {
         match name {
             "driver_override" => fs::write(path, text.trim()),
             "unbind" => fs::remove_file(function.join("driver")),
-            "bind" => self.attach(
-                text,
-                path.parent()
-                    .unwrap()
-                    .file_name()
-                    .unwrap()
-                    .to_str()
-                    .unwrap(),
-            ),
+            "bind" => self.attach(text, path.parent().unwrap().file_name().unwrap().to_str().unwrap()),
             "drivers_probe" if self.refuse_probe => Ok(()),
             "drivers_probe" => {
-                let wished =
-                    fs::read_to_string(function.join("driver_override")).unwrap_or_default();
-                self.attach(
-                    text,
-                    if wished.is_empty() {
-                        self.native
-                    } else {
-                        &wished
-                    },
-                )
+                let wished = fs::read_to_string(function.join("driver_override")).unwrap_or_default();
+                self.attach(text, if wished.is_empty() { self.native } else { &wished })
             }
             other => panic!("nobody writes to {other}"),
         }
@@ -75,18 +59,10 @@ fn bus(functions: &[(&str, u32, Option<&str>)]) -> (tempfile::TempDir, Pci<FakeK
         symlink(&group, function.join("iommu_group")).unwrap();
         symlink(&function, group.join("devices").join(bdf)).unwrap();
         if let Some(driver) = driver {
-            symlink(
-                sysfs.join("bus/pci/drivers").join(driver),
-                function.join("driver"),
-            )
-            .unwrap();
+            symlink(sysfs.join("bus/pci/drivers").join(driver), function.join("driver")).unwrap();
         }
     }
-    let attributes = FakeKernel {
-        sysfs: sysfs.clone(),
-        native: "e1000e",
-        refuse_probe: false,
-    };
+    let attributes = FakeKernel { sysfs: sysfs.clone(), native: "e1000e", refuse_probe: false };
     (dir, Pci { sysfs, attributes })
 }
 
@@ -94,32 +70,13 @@ const NIC: &str = "0000:01:00.0";
 
 #[test]
 fn a_group_is_read_with_classes_and_drivers() {
-    let (_dir, pci) = bus(&[
-        (NIC, 0x02_0000, Some("e1000e")),
-        ("0000:00:1c.0", 0x06_0400, None),
-    ]);
+    let (_dir, pci) = bus(&[(NIC, 0x02_0000, Some("e1000e")), ("0000:00:1c.0", 0x06_0400, None)]);
     for name in [VfioName::Group(5), VfioName::Function(NIC.into())] {
         let group = pci.group(&name).unwrap();
-        let seen: Vec<_> = group
-            .functions
-            .iter()
-            .map(|f| (f.bdf.as_str(), f.class, f.driver.as_deref()))
-            .collect();
-        assert_eq!(
-            (group.group, seen),
-            (
-                5,
-                vec![
-                    ("0000:00:1c.0", 0x0604, None),
-                    (NIC, 0x0200, Some("e1000e"))
-                ]
-            )
-        );
+        let seen: Vec<_> = group.functions.iter().map(|f| (f.bdf.as_str(), f.class, f.driver.as_deref())).collect();
+        assert_eq!((group.group, seen), (5, vec![("0000:00:1c.0", 0x0604, None), (NIC, 0x0200, Some("e1000e"))]));
     }
-    assert_eq!(
-        pci.group(&VfioName::Group(6)).unwrap_err().kind,
-        ErrorKind::NotFound
-    );
+    assert_eq!(pci.group(&VfioName::Group(6)).unwrap_err().kind, ErrorKind::NotFound);
 }
 
 #[test]
@@ -131,10 +88,7 @@ fn a_function_goes_to_vfio_and_back_to_the_driver_that_had_it() {
         pci.bind(NIC).unwrap();
         pci.give_back(NIC, original).unwrap();
         assert_eq!(pci.driver(NIC).unwrap().as_deref(), original);
-        assert_eq!(
-            fs::read_to_string(pci.function(NIC).join("driver_override")).unwrap(),
-            ""
-        );
+        assert_eq!(fs::read_to_string(pci.function(NIC).join("driver_override")).unwrap(), "");
         assert!(pci.give_back(NIC, original).unwrap_err().is_absent());
     }
 }
@@ -142,10 +96,7 @@ fn a_function_goes_to_vfio_and_back_to_the_driver_that_had_it() {
 #[test]
 fn a_function_that_somebody_else_took_is_left_alone() {
     let (_dir, pci) = bus(&[(NIC, 0x02_0000, Some("igb"))]);
-    assert_eq!(
-        pci.give_back(NIC, Some("e1000e")).unwrap_err().kind,
-        ErrorKind::Foreign
-    );
+    assert_eq!(pci.give_back(NIC, Some("e1000e")).unwrap_err().kind, ErrorKind::Foreign);
 }
 
 #[test]
@@ -153,10 +104,7 @@ fn a_binding_cut_in_the_middle_is_doubtful_and_can_be_given_back() {
     let (_dir, mut pci) = bus(&[(NIC, 0x02_0000, Some("e1000e"))]);
     pci.attributes.refuse_probe = true;
     let error = pci.bind(NIC).unwrap_err();
-    assert_eq!(
-        (error.outcome, error.kind),
-        (sandbox_model::Outcome::Doubtful, ErrorKind::Refused)
-    );
+    assert_eq!((error.outcome, error.kind), (sandbox_model::Outcome::Doubtful, ErrorKind::Refused));
     assert_eq!(pci.driver(NIC).unwrap(), None);
     pci.give_back(NIC, Some("e1000e")).unwrap();
     assert_eq!(pci.driver(NIC).unwrap().as_deref(), Some("e1000e"));
@@ -165,11 +113,7 @@ fn a_binding_cut_in_the_middle_is_doubtful_and_can_be_given_back() {
 #[test]
 fn without_the_driver_nothing_is_touched() {
     let (dir, pci) = bus(&[(NIC, 0x02_0000, Some("e1000e"))]);
-    fs::rename(
-        dir.path().join("bus/pci/drivers/vfio-pci"),
-        dir.path().join("gone"),
-    )
-    .unwrap();
+    fs::rename(dir.path().join("bus/pci/drivers/vfio-pci"), dir.path().join("gone")).unwrap();
     assert_eq!(pci.bind(NIC).unwrap_err().kind, ErrorKind::Unsupported);
     assert_eq!(pci.driver(NIC).unwrap().as_deref(), Some("e1000e"));
 }

@@ -1,8 +1,5 @@
 //! vsock: context ids of the kernel, and the daemon in user space.
-#![expect(
-    unsafe_code,
-    reason = "the kernel tells whether a context id is free only by ioctl"
-)]
+#![expect(unsafe_code, reason = "the kernel tells whether a context id is free only by ioctl")]
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -15,9 +12,7 @@ use nix::errno::Errno;
 use rustix::fs::{FileType, lstat};
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 
-use crate::host::{
-    AwaitVsockDaemon, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon,
-};
+use crate::host::{AwaitVsockDaemon, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon};
 
 /// How long the daemon may take to end by itself.
 pub(super) const TERM: Duration = Duration::from_secs(1);
@@ -39,13 +34,10 @@ pub(super) fn choose_cid(device: &Path) -> PortResult<u32> {
     let name = || device.display().to_string();
     let vhost = OpenOptions::new().read(true).write(true).open(device);
     let vhost = vhost.map_err(|error| PortError::os("open", name(), error))?;
-    let mut random =
-        File::open("/dev/urandom").map_err(|error| PortError::os("open", "/dev/urandom", error))?;
+    let mut random = File::open("/dev/urandom").map_err(|error| PortError::os("open", "/dev/urandom", error))?;
     for _ in 0..CID_TRIES {
         let mut bytes = [0; 4];
-        random
-            .read_exact(&mut bytes)
-            .map_err(|error| PortError::os("read", "/dev/urandom", error))?;
+        random.read_exact(&mut bytes).map_err(|error| PortError::os("read", "/dev/urandom", error))?;
         let cid = CID_MIN + u32::from_ne_bytes(bytes) % (u32::MAX - CID_MIN);
         // SAFETY: the descriptor is open, and the kernel reads one u64 from the pointer, which
         // outlives the call.
@@ -56,43 +48,18 @@ pub(super) fn choose_cid(device: &Path) -> PortResult<u32> {
         }
     }
     let cause = format!("{CID_TRIES} random context ids were all taken");
-    Err(PortError::new(
-        ErrorKind::Exists,
-        "VHOST_VSOCK_SET_GUEST_CID",
-        name(),
-        cause,
-    ))
+    Err(PortError::new(ErrorKind::Exists, "VHOST_VSOCK_SET_GUEST_CID", name(), cause))
 }
 
 /// Starts the daemon.
-pub(super) async fn start(
-    request: StartVsockDaemon,
-    deadline: Instant,
-) -> PortResult<StartedDaemon> {
+pub(super) async fn start(request: StartVsockDaemon, deadline: Instant) -> PortResult<StartedDaemon> {
     let program = request.program.display().to_string();
-    let args = [
-        "--guest-cid".into(),
-        request.cid.to_string().into(),
-        "--socket".into(),
-        request.socket.into(),
-    ];
-    let args = args
-        .into_iter()
-        .chain(["--uds-path".into(), request.hybrid_socket.into()])
-        .collect();
-    let spec = HelperSpec {
-        program: request.program,
-        args,
-        tag: request.tag,
-        passed: Vec::new(),
-    };
+    let args = ["--guest-cid".into(), request.cid.to_string().into(), "--socket".into(), request.socket.into()];
+    let args = args.into_iter().chain(["--uds-path".into(), request.hybrid_socket.into()]).collect();
+    let spec = HelperSpec { program: request.program, args, tag: request.tag, passed: Vec::new() };
     let started = tokio::time::timeout_at(deadline, HelperProcess::spawn(spec)).await;
-    let helper = started
-        .unwrap_or_else(|_| Err(PortError::timed_out("exec", program, "fork and exec hang")))?;
-    Ok(StartedDaemon {
-        process: helper.identity(),
-        handle: Live::new(helper),
-    })
+    let helper = started.unwrap_or_else(|_| Err(PortError::timed_out("exec", program, "fork and exec hang")))?;
+    Ok(StartedDaemon { process: helper.identity(), handle: Live::new(helper) })
 }
 
 /// Waits until both sockets are there and served.
@@ -100,38 +67,20 @@ pub(super) async fn wait(request: AwaitVsockDaemon, deadline: Instant) -> PortRe
     let Some(helper) = request.daemon.handle.get() else {
         let cause = "the message carries no handle of the daemon";
         let object = request.socket.display().to_string();
-        return Err(PortError::new(
-            ErrorKind::Invalid,
-            "wait for socket",
-            object,
-            cause,
-        ));
+        return Err(PortError::new(ErrorKind::Invalid, "wait for socket", object, cause));
     };
     helper.wait_for_socket(&request.socket, deadline).await?;
-    helper
-        .wait_for_socket(&request.hybrid_socket, deadline)
-        .await?;
-    Ok(ReadyDaemon {
-        socket: identify(&request.socket)?,
-        hybrid_socket: identify(&request.hybrid_socket)?,
-    })
+    helper.wait_for_socket(&request.hybrid_socket, deadline).await?;
+    Ok(ReadyDaemon { socket: identify(&request.socket)?, hybrid_socket: identify(&request.hybrid_socket)? })
 }
 
 fn identify(path: &Path) -> PortResult<SocketFile> {
     let name = || path.display().to_string();
     let facts = lstat(path).map_err(|error| PortError::os("lstat", name(), error))?;
     if FileType::from_raw_mode(facts.st_mode) != FileType::Socket {
-        return Err(PortError::new(
-            ErrorKind::Foreign,
-            "lstat",
-            name(),
-            "it is no socket",
-        ));
+        return Err(PortError::new(ErrorKind::Foreign, "lstat", name(), "it is no socket"));
     }
-    Ok(SocketFile {
-        device: facts.st_dev,
-        inode: facts.st_ino,
-    })
+    Ok(SocketFile { device: facts.st_dev, inode: facts.st_ino })
 }
 
 /// Removes a socket. One whose identity was never recorded lies below the sandbox's own directory,
@@ -140,12 +89,7 @@ pub(super) fn remove_socket(request: &RemoveSocket) -> PortResult<()> {
     let name = || request.path.display().to_string();
     let found = identify(&request.path)?;
     if request.file.is_some_and(|file| file != found) {
-        return Err(PortError::new(
-            ErrorKind::Foreign,
-            "unlink",
-            name(),
-            "another socket has taken its place",
-        ));
+        return Err(PortError::new(ErrorKind::Foreign, "unlink", name(), "another socket has taken its place"));
     }
     std::fs::remove_file(&request.path).map_err(|error| PortError::os("unlink", name(), error))
 }
@@ -164,12 +108,7 @@ mod tests {
         let file = Some(identify(&path).unwrap());
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         let _second = UnixListener::bind(&path).unwrap();
-        let remove = |file| {
-            remove_socket(&RemoveSocket {
-                path: path.clone(),
-                file,
-            })
-        };
+        let remove = |file| remove_socket(&RemoveSocket { path: path.clone(), file });
         assert_eq!(remove(file).unwrap_err().kind, ErrorKind::Foreign);
         remove(None).unwrap();
         assert!(remove(None).unwrap_err().is_absent());

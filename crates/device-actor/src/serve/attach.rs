@@ -26,10 +26,7 @@ impl Serve<AttachDevice> for DeviceActor {
 
     fn plan(&mut self, request: AttachDevice, _: &Call) -> Plan<AttachTicket, Self::Outcome> {
         match check(&request.config) {
-            Ok(()) => Plan::Perform(AttachTicket {
-                request,
-                draft: self.draft(),
-            }),
+            Ok(()) => Plan::Perform(AttachTicket { request, draft: self.draft() }),
             Err(error) => Plan::Answer(Err(error)),
         }
     }
@@ -49,40 +46,28 @@ impl Serve<AttachDevice> for DeviceActor {
 fn check(config: &DeviceConfig) -> Result<(), DeviceError> {
     let invalid = |what: String| Err(DeviceError::Invalid { what });
     match config {
-        DeviceConfig::Block(block) if !block.path.is_absolute() => invalid(format!(
-            "the disk's path {} is not absolute",
-            block.path.display()
-        )),
-        DeviceConfig::Block(BlockDevice {
-            serial: Some(serial),
-            ..
-        }) if serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(|b| b.is_ascii_graphic()) => {
-            invalid(format!(
-                "the serial {serial:?} is not 1 to {SERIAL_BYTES_MAX} printable characters"
-            ))
+        DeviceConfig::Block(block) if !block.path.is_absolute() => {
+            invalid(format!("the disk's path {} is not absolute", block.path.display()))
         }
-        DeviceConfig::Network(nic) if nic.queue_pairs == 0 => {
-            invalid(format!("{} has no queue pair", nic.tap))
+        DeviceConfig::Block(BlockDevice { serial: Some(serial), .. })
+            if serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            invalid(format!("the serial {serial:?} is not 1 to {SERIAL_BYTES_MAX} printable characters"))
         }
-        DeviceConfig::ShareFs(share) if !share.queue_size.is_power_of_two() => invalid(format!(
-            "the queue size {} of {} is not a power of two",
-            share.queue_size, share.tag
-        )),
-        DeviceConfig::Vsock(vsock) if vsock.cid < super::vsock::CID_MIN => invalid(format!(
-            "the context id {} is reserved: guests start at 3",
-            vsock.cid
-        )),
+        DeviceConfig::Network(nic) if nic.queue_pairs == 0 => invalid(format!("{} has no queue pair", nic.tap)),
+        DeviceConfig::ShareFs(share) if !share.queue_size.is_power_of_two() => {
+            invalid(format!("the queue size {} of {} is not a power of two", share.queue_size, share.tag))
+        }
+        DeviceConfig::Vsock(vsock) if vsock.cid < super::vsock::CID_MIN => {
+            invalid(format!("the context id {} is reserved: guests start at 3", vsock.cid))
+        }
         _ => Ok(()),
     }
 }
 
 impl Bench {
     /// Plugs a device for `scope`, or lets `scope` share the one that is plugged.
-    pub(super) async fn attach(
-        &self,
-        config: DeviceConfig,
-        scope: &Scope,
-    ) -> Result<AttachedDevice, DeviceError> {
+    pub(super) async fn attach(&self, config: DeviceConfig, scope: &Scope) -> Result<AttachedDevice, DeviceError> {
         let key = self.key(&config).await?;
         let present = key.as_ref().and_then(|key| self.draft.borrow().find(key));
         let attached = match present {
@@ -97,14 +82,9 @@ impl Bench {
     async fn key(&self, config: &DeviceConfig) -> Result<Option<DeviceKey>, DeviceError> {
         Ok(match config {
             DeviceConfig::Block(block) => {
-                let wish = InspectDisk {
-                    path: block.path.clone(),
-                    access: block.access,
-                };
+                let wish = InspectDisk { path: block.path.clone(), access: block.access };
                 let facts = self.clients.host.inspect_disk(wish, self.deadline).await;
-                Some(DeviceKey::Disk(
-                    facts.map_err(|error| bad_source(block, error))?.identity,
-                ))
+                Some(DeviceKey::Disk(facts.map_err(|error| bad_source(block, error))?.identity))
             }
             DeviceConfig::Vfio(function) => Some(DeviceKey::Function(function.bdf.clone())),
             DeviceConfig::Vsock(_) => Some(DeviceKey::Vsock),
@@ -112,45 +92,22 @@ impl Bench {
         })
     }
 
-    async fn plug(
-        &self,
-        config: DeviceConfig,
-        key: Option<DeviceKey>,
-    ) -> Result<AttachedDevice, DeviceError> {
+    async fn plug(&self, config: DeviceConfig, key: Option<DeviceKey>) -> Result<AttachedDevice, DeviceError> {
         let kind = config.kind().to_owned();
         let reserved = self.draft.borrow_mut().reserve(&config, key);
         let Some((id, slot)) = reserved else {
             let slots = *self.draft.borrow().view().slots();
-            return Err(DeviceError::NoFreeSlot {
-                slots: slots.total(),
-                bridges: slots.bridges(),
-            });
+            return Err(DeviceError::NoFreeSlot { slots: slots.total(), bridges: slots.bridges() });
         };
-        let object = HostObject::VmDevice {
-            device: id.clone(),
-            kind: kind.clone(),
-        };
-        let placed = PlacedDevice {
-            id: id.clone(),
-            slot,
-            config,
-        };
+        let object = HostObject::VmDevice { device: id.clone(), kind: kind.clone() };
+        let placed = PlacedDevice { id: id.clone(), slot, config };
         // Nothing is awaited between taking the slot and the ledger's intent: cut off anywhere, a
         // doubtful device always has an entry by which an undo settles it.
-        let made = self
-            .clients
-            .journal
-            .make(Scope::Sandbox, object, |_| self.add(placed))
-            .await;
+        let made = self.clients.journal.make(Scope::Sandbox, object, |_| self.add(placed)).await;
         match made {
             Ok((_, pci_path)) => {
-                self.draft
-                    .borrow_mut()
-                    .note(Change::Plugged(id.clone(), pci_path.clone()));
-                Ok(AttachedDevice {
-                    device: id,
-                    pci_path,
-                })
+                self.draft.borrow_mut().note(Change::Plugged(id.clone(), pci_path.clone()));
+                Ok(AttachedDevice { device: id, pci_path })
             }
             Err(error) => {
                 let change = match error.outcome {
@@ -169,14 +126,11 @@ impl Bench {
     async fn add(&self, placed: PlacedDevice) -> PortResult<(Option<PciPath>, Identity)> {
         let (id, slot) = (placed.id.clone(), placed.slot);
         let added = self.clients.vmm.add_device(placed, self.deadline).await?;
-        let expected =
-            PciPath::behind_bridge(self.clients.first_bridge_slot + slot.bridge, slot.slot);
+        let expected = PciPath::behind_bridge(self.clients.first_bridge_slot + slot.bridge, slot.slot);
         if let Some(path) = added.pci_path.as_ref().filter(|path| **path != expected) {
             // The guest would be told of a place where something else may sit.
             let cause = format!("the VMM reports it at {path}, not at {expected}");
-            return Err(
-                PortError::new(ErrorKind::Protocol, "add device", id.as_str(), cause).doubtful(),
-            );
+            return Err(PortError::new(ErrorKind::Protocol, "add device", id.as_str(), cause).doubtful());
         }
         Ok((added.pci_path, Identity::Named))
     }
@@ -186,15 +140,8 @@ impl Bench {
         if self.draft.borrow().is_held(id, scope) {
             return Ok(());
         }
-        self.clients.journal.note(
-            scope.clone(),
-            HostObject::Hold {
-                object: id.to_string(),
-            },
-        )?;
-        self.draft
-            .borrow_mut()
-            .note(Change::Held(id.clone(), scope.clone()));
+        self.clients.journal.note(scope.clone(), HostObject::Hold { object: id.to_string() })?;
+        self.draft.borrow_mut().note(Change::Held(id.clone(), scope.clone()));
         Ok(())
     }
 }
@@ -203,14 +150,10 @@ impl Bench {
 fn shared(config: &DeviceConfig, device: Device) -> Result<AttachedDevice, DeviceError> {
     if device.phase != Phase::Present {
         let cause = "it is not settled whether the VM still has it from an attempt before";
-        return Err(
-            PortError::new(ErrorKind::Busy, "share device", device.id.as_str(), cause).into(),
-        );
+        return Err(PortError::new(ErrorKind::Busy, "share device", device.id.as_str(), cause).into());
     }
     match (config, device.disk_use) {
-        (DeviceConfig::Vsock(_), _) => Err(DeviceError::Invalid {
-            what: "the VM has its vsock already".into(),
-        }),
+        (DeviceConfig::Vsock(_), _) => Err(DeviceError::Invalid { what: "the VM has its vsock already".into() }),
         (DeviceConfig::Block(block), Some(present)) if present != DiskUse::of(block) => {
             Err(DeviceError::ConflictingAccess {
                 path: block.path.clone(),
@@ -218,10 +161,7 @@ fn shared(config: &DeviceConfig, device: Device) -> Result<AttachedDevice, Devic
                 wanted: DiskUse::of(block).to_string(),
             })
         }
-        _ => Ok(AttachedDevice {
-            device: device.id,
-            pci_path: device.pci_path,
-        }),
+        _ => Ok(AttachedDevice { device: device.id, pci_path: device.pci_path }),
     }
 }
 
@@ -229,10 +169,7 @@ fn shared(config: &DeviceConfig, device: Device) -> Result<AttachedDevice, Devic
 fn bad_source(block: &BlockDevice, error: PortError) -> DeviceError {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Busy | ErrorKind::Denied => {
-            DeviceError::BadSource {
-                path: block.path.clone(),
-                reason: error.cause,
-            }
+            DeviceError::BadSource { path: block.path.clone(), reason: error.cause }
         }
         _ => error.into(),
     }

@@ -72,16 +72,7 @@ impl DeviceActor {
             })
             .collect();
         let table = Rc::new(DeviceTable::new(bridges, &named));
-        Self {
-            table,
-            clients: Clients {
-                journal,
-                vmm,
-                host,
-                sandbox,
-                first_bridge_slot,
-            },
-        }
+        Self { table, clients: Clients { journal, vmm, host, sandbox, first_bridge_slot } }
     }
 
     fn draft(&self) -> SharedDraft {
@@ -89,11 +80,7 @@ impl DeviceActor {
     }
 
     fn bench(&self, draft: &SharedDraft, call: &Call) -> Bench {
-        Bench {
-            clients: self.clients.clone(),
-            draft: draft.clone(),
-            deadline: call.deadline,
-        }
+        Bench { clients: self.clients.clone(), draft: draft.clone(), deadline: call.deadline }
     }
 
     /// Takes over what a message did. Its performing has ended, so nobody else looks at the table
@@ -110,11 +97,7 @@ impl Domain for DeviceActor {
 
     fn publish(&mut self, snapshot: &mut DevicesInBrief) {
         let slots = self.table.slots();
-        *snapshot = DevicesInBrief {
-            free_slots: slots.free(),
-            slots: slots.total(),
-            doubtful: self.table.doubtful(),
-        };
+        *snapshot = DevicesInBrief { free_slots: slots.free(), slots: slots.total(), doubtful: self.table.doubtful() };
     }
 
     fn grace(&self) -> Duration {

@@ -4,9 +4,7 @@ use std::path::Path;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::config::VfioMode;
-use sandbox_model::device::{
-    Access, AgentDevice, BlockDevice, DeviceConfig, DiskFormat, VfioDevice,
-};
+use sandbox_model::device::{Access, AgentDevice, BlockDevice, DeviceConfig, DiskFormat, VfioDevice};
 use sandbox_model::ledger::Scope;
 use sandbox_model::{ErrorKind, PortError};
 
@@ -55,20 +53,11 @@ impl Serve<AttachOciDevices> for DeviceActor {
             let mut told = Vec::with_capacity(devices.len());
             for device in devices {
                 told.push(match device {
-                    OciDevice::Block {
-                        path,
-                        major,
-                        minor,
-                        access,
-                    } => {
+                    OciDevice::Block { path, major, minor, access } => {
                         let node = FindBlockNode { major, minor };
-                        bench
-                            .attach_block_node(&path, node, access, direct, &scope)
-                            .await?
+                        bench.attach_block_node(&path, node, access, direct, &scope).await?
                     }
-                    OciDevice::Vfio { path, name } => {
-                        bench.attach_group(&path, name, vfio_mode, &scope).await?
-                    }
+                    OciDevice::Vfio { path, name } => bench.attach_group(&path, name, vfio_mode, &scope).await?,
                 });
             }
             Ok(told)
@@ -90,23 +79,9 @@ impl Bench {
         direct: bool,
         scope: &Scope,
     ) -> Result<AgentDevice, DeviceError> {
-        let node = self
-            .clients
-            .host
-            .find_block_node(node, self.deadline)
-            .await?;
-        let access = if node.read_only {
-            Access::ReadOnly
-        } else {
-            access
-        };
-        let block = BlockDevice {
-            path: node.path,
-            access,
-            format: DiskFormat::Raw,
-            direct,
-            serial: None,
-        };
+        let node = self.clients.host.find_block_node(node, self.deadline).await?;
+        let access = if node.read_only { Access::ReadOnly } else { access };
+        let block = BlockDevice { path: node.path, access, format: DiskFormat::Raw, direct, serial: None };
         let attached = self.attach(DeviceConfig::Block(block), scope).await?;
         Ok(AgentDevice {
             id: place(&attached)?,
@@ -127,10 +102,7 @@ impl Bench {
         let group = self.bind_group(name, scope).await?;
         let mut options = Vec::new();
         for function in members(&group) {
-            let vfio = VfioDevice {
-                bdf: function.bdf.clone(),
-                group: group.group,
-            };
+            let vfio = VfioDevice { bdf: function.bdf.clone(), group: group.group };
             let attached = self.attach(DeviceConfig::Vfio(vfio), scope).await?;
             options.push(format!("{}={}", function.bdf, place(&attached)?));
         }
@@ -139,11 +111,7 @@ impl Bench {
             VfioMode::Vfio => "vfio-pci",
         };
         Ok(AgentDevice {
-            id: container_path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            id: container_path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             driver: driver.into(),
             vm_path: String::new(),
             container_path: container_path.display().to_string(),
@@ -154,18 +122,8 @@ impl Bench {
 
 /// The place that the agent is told; a device without one cannot be found in the guest.
 fn place(attached: &AttachedDevice) -> Result<String, DeviceError> {
-    attached
-        .pci_path
-        .as_ref()
-        .map(ToString::to_string)
-        .ok_or_else(|| {
-            let cause = "the VMM did not say where the guest finds it";
-            PortError::new(
-                ErrorKind::Protocol,
-                "add device",
-                attached.device.as_str(),
-                cause,
-            )
-            .into()
-        })
+    attached.pci_path.as_ref().map(ToString::to_string).ok_or_else(|| {
+        let cause = "the VMM did not say where the guest finds it";
+        PortError::new(ErrorKind::Protocol, "add device", attached.device.as_str(), cause).into()
+    })
 }

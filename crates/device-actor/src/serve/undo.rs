@@ -7,8 +7,7 @@ use std::rc::Rc;
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use hypervisor::RemoveDevice;
 use sandbox_model::ledger::{
-    Entry, EntryId, HostObject, Identity, ProcessIdentity, Undo, UndoItem, UndoReport, Undone,
-    VmFate,
+    Entry, EntryId, HostObject, Identity, ProcessIdentity, Undo, UndoItem, UndoReport, Undone, VmFate,
 };
 use sandbox_model::{DeviceId, ErrorKind, Instant, PortError, PortResult};
 use tokio::time::timeout_at;
@@ -31,11 +30,7 @@ impl Serve<UndoDevices> for DeviceActor {
     type Outcome = ();
 
     fn plan(&mut self, request: UndoDevices, _: &Call) -> Plan<UndoTicket, UndoReport> {
-        Plan::Perform(UndoTicket {
-            undo: request.0,
-            draft: self.draft(),
-            report: Rc::default(),
-        })
+        Plan::Perform(UndoTicket { undo: request.0, draft: self.draft(), report: Rc::default() })
     }
 
     fn perform(&self, ticket: &UndoTicket, call: &Call) -> LocalFuture<()> {
@@ -48,19 +43,9 @@ impl Serve<UndoDevices> for DeviceActor {
         self.take_over(&ticket.draft);
         let mut report = ticket.report.take();
         let reported: BTreeSet<EntryId> = report.items.iter().map(|item| item.entry).collect();
-        for entry in ticket
-            .undo
-            .entries
-            .iter()
-            .filter(|entry| !reported.contains(&entry.id))
-        {
-            let error =
-                PortError::timed_out("undo", entry.object.to_string(), "its turn did not come");
-            report.items.push(UndoItem {
-                entry: entry.id,
-                object: entry.object.to_string(),
-                result: Err(error),
-            });
+        for entry in ticket.undo.entries.iter().filter(|entry| !reported.contains(&entry.id)) {
+            let error = PortError::timed_out("undo", entry.object.to_string(), "its turn did not come");
+            report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result: Err(error) });
         }
         report
     }
@@ -97,13 +82,7 @@ impl Undoing {
                 held.insert(name, entry);
             }
         }
-        Self {
-            bench,
-            vm: ticket.undo.vm,
-            report: ticket.report.clone(),
-            holds,
-            held,
-        }
+        Self { bench, vm: ticket.undo.vm, report: ticket.report.clone(), holds, held }
     }
 
     async fn run(mut self, entries: Vec<Entry>) {
@@ -122,13 +101,7 @@ impl Undoing {
 
     /// Undoes one entry; returns the one that nobody holds any more.
     async fn one(&mut self, entry: &Entry, deadline: Instant) -> Option<Entry> {
-        if self
-            .report
-            .borrow()
-            .items
-            .iter()
-            .any(|item| item.entry == entry.id && item.result.is_ok())
-        {
+        if self.report.borrow().items.iter().any(|item| item.entry == entry.id && item.result.is_ok()) {
             return None;
         }
         let effect = self.effect(entry, deadline);
@@ -146,22 +119,14 @@ impl Undoing {
         };
         let left = self.holds.entry(object.clone()).or_default();
         left.remove(&entry.id);
-        if left.is_empty() {
-            self.held.remove(object)
-        } else {
-            None
-        }
+        if left.is_empty() { self.held.remove(object) } else { None }
     }
 
     /// An entry that failed with its holder's end and now succeeds has one line, not two.
     fn put_down(&self, entry: &Entry, result: Result<Undone, PortError>) {
         let mut report = self.report.borrow_mut();
         report.items.retain(|item| item.entry != entry.id);
-        report.items.push(UndoItem {
-            entry: entry.id,
-            object: entry.object.to_string(),
-            result,
-        });
+        report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
     }
 
     async fn effect(&self, entry: &Entry, deadline: Instant) -> PortResult<()> {
@@ -174,46 +139,21 @@ impl Undoing {
                 Ok(())
             }
             HostObject::VmDevice { device, .. } => self.remove_device(device, deadline).await,
-            HostObject::VfioBinding {
-                bdf,
-                original_driver,
-            } => {
+            HostObject::VfioBinding { bdf, original_driver } => {
                 self.no_function_in_use(bdf, deadline).await?;
-                let back = GiveBackVfio {
-                    bdf: bdf.clone(),
-                    original_driver: original_driver.clone(),
-                };
+                let back = GiveBackVfio { bdf: bdf.clone(), original_driver: original_driver.clone() };
                 host.give_back_vfio(back, deadline).await
             }
             HostObject::Process { .. } => {
                 let tag = tag(&self.bench.clients.sandbox, entry.id);
-                host.end_daemon(
-                    EndDaemon {
-                        process: process(entry),
-                        tag,
-                    },
-                    deadline,
-                )
-                .await
+                host.end_daemon(EndDaemon { process: process(entry), tag }, deadline).await
             }
             HostObject::File { path } => {
-                host.remove_socket(
-                    RemoveSocket {
-                        path: path.clone(),
-                        file: file(entry),
-                    },
-                    deadline,
-                )
-                .await
+                host.remove_socket(RemoveSocket { path: path.clone(), file: file(entry) }, deadline).await
             }
             other => {
                 let cause = "the device actor makes no such object";
-                Err(PortError::new(
-                    ErrorKind::Invalid,
-                    "undo",
-                    other.to_string(),
-                    cause,
-                ))
+                Err(PortError::new(ErrorKind::Invalid, "undo", other.to_string(), cause))
             }
         }
     }
@@ -226,12 +166,7 @@ impl Undoing {
         if self.vm == VmFate::Gone {
             self.note(Change::Gone(id.clone()));
             let cause = "gone with its VM";
-            return Err(PortError::new(
-                ErrorKind::NotFound,
-                "remove device",
-                id.as_str(),
-                cause,
-            ));
+            return Err(PortError::new(ErrorKind::NotFound, "remove device", id.as_str(), cause));
         }
         self.note(Change::Removing(id.clone()));
         let removed = self.ask_to_remove(id, deadline).await;
@@ -268,26 +203,17 @@ impl Undoing {
         if self.vm == VmFate::Gone {
             return Ok(());
         }
-        let found = self
-            .bench
-            .clients
-            .host
-            .vfio_group(VfioName::Function(bdf.to_owned()), deadline)
-            .await;
+        let found = self.bench.clients.host.vfio_group(VfioName::Function(bdf.to_owned()), deadline).await;
         let group = match found {
             Ok(group) => group,
             Err(error) if error.is_absent() => return Ok(()),
             Err(error) => return Err(error),
         };
         let draft = self.bench.draft.borrow();
-        let user = (group.functions.iter())
-            .find_map(|function| draft.find(&DeviceKey::Function(function.bdf.clone())));
+        let user = (group.functions.iter()).find_map(|function| draft.find(&DeviceKey::Function(function.bdf.clone())));
         match user {
             Some(device) => {
-                let cause = format!(
-                    "the VM still has {} of its IOMMU group {}",
-                    device.id, group.group
-                );
+                let cause = format!("the VM still has {} of its IOMMU group {}", device.id, group.group);
                 Err(PortError::new(ErrorKind::Busy, "give back", bdf, cause))
             }
             None => Ok(()),

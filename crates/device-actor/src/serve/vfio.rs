@@ -23,36 +23,21 @@ impl Serve<AttachVfio> for DeviceActor {
 
     fn plan(&mut self, request: AttachVfio, _: &Call) -> Plan<VfioTicket, Self::Outcome> {
         if !is_bdf(&request.bdf) {
-            let what = format!(
-                "{:?} is no PCI address; one is written DDDD:BB:DD.F",
-                request.bdf
-            );
+            let what = format!("{:?} is no PCI address; one is written DDDD:BB:DD.F", request.bdf);
             return Plan::Answer(Err(DeviceError::Invalid { what }));
         }
-        Plan::Perform(VfioTicket {
-            bdf: request.bdf.to_ascii_lowercase(),
-            draft: self.draft(),
-        })
+        Plan::Perform(VfioTicket { bdf: request.bdf.to_ascii_lowercase(), draft: self.draft() })
     }
 
     fn perform(&self, ticket: &VfioTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (bench, bdf) = (self.bench(&ticket.draft, call), ticket.bdf.clone());
         Box::pin(async move {
-            let group = bench
-                .bind_group(VfioName::Function(bdf.clone()), &Scope::Sandbox)
-                .await?;
+            let group = bench.bind_group(VfioName::Function(bdf.clone()), &Scope::Sandbox).await?;
             if !members(&group).any(|function| function.bdf == bdf) {
-                return Err(DeviceError::Invalid {
-                    what: format!("{bdf} is a bridge or audio function"),
-                });
+                return Err(DeviceError::Invalid { what: format!("{bdf} is a bridge or audio function") });
             }
-            let function = VfioDevice {
-                bdf,
-                group: group.group,
-            };
-            bench
-                .attach(DeviceConfig::Vfio(function), &Scope::Sandbox)
-                .await
+            let function = VfioDevice { bdf, group: group.group };
+            bench.attach(DeviceConfig::Vfio(function), &Scope::Sandbox).await
         })
     }
 
@@ -68,54 +53,40 @@ impl Bench {
     ///
     /// Each function that changes hands is an entry of the sandbox with the driver that it goes back
     /// to; `scope` holds it by its address.
-    pub(super) async fn bind_group(
-        &self,
-        name: VfioName,
-        scope: &Scope,
-    ) -> Result<VfioGroup, DeviceError> {
+    pub(super) async fn bind_group(&self, name: VfioName, scope: &Scope) -> Result<VfioGroup, DeviceError> {
         let clients = &self.clients;
         let group = clients.host.vfio_group(name, self.deadline).await?;
         if members(&group).next().is_none() {
             let cause = "no function in it can be handed over";
-            return Err(PortError::new(
-                ErrorKind::Invalid,
-                "bind group",
-                group.group.to_string(),
-                cause,
-            )
-            .into());
+            return Err(PortError::new(ErrorKind::Invalid, "bind group", group.group.to_string(), cause).into());
         }
         let live = clients.journal.ledger().live();
         for function in members(&group) {
             let bdf = function.bdf.clone();
+            let is_bound = function.driver.as_deref() == Some(VFIO_DRIVER);
             let is_ours = live.iter().any(|entry| entry.object.binds(&bdf));
-            if function.driver.as_deref() == Some(VFIO_DRIVER) && !is_ours {
+            if is_bound && !is_ours {
                 // The administrator has set it aside for guests: it stays that way.
                 continue;
             }
+            let bind = || {
+                let bdf = bdf.clone();
+                clients.host.bind_vfio(BindVfio { bdf }, self.deadline)
+            };
             if !is_ours {
                 let original_driver = function.driver.clone();
-                let object = HostObject::VfioBinding {
-                    bdf: bdf.clone(),
-                    original_driver,
-                };
-                let bind = BindVfio { bdf: bdf.clone() };
-                let bound = clients.journal.make(Scope::Sandbox, object, |_| async {
-                    clients
-                        .host
-                        .bind_vfio(bind, self.deadline)
-                        .await
-                        .map(|()| ((), Identity::Named))
-                });
-                bound.await?;
-            }
-            let is_held = live
-                .iter()
-                .any(|entry| entry.scope == *scope && entry.object.is_hold_on(&bdf));
-            if !is_held {
-                clients
+                let object = HostObject::VfioBinding { bdf: bdf.clone(), original_driver };
+                let bound = clients
                     .journal
-                    .note(scope.clone(), HostObject::Hold { object: bdf })?;
+                    .make(Scope::Sandbox, object, |_| async { bind().await.map(|()| ((), Identity::Named)) });
+                bound.await?;
+            } else if !is_bound {
+                // An attempt before was cut off: its entry still knows the driver it goes back to.
+                bind().await?;
+            }
+            let is_held = live.iter().any(|entry| entry.scope == *scope && entry.object.is_hold_on(&bdf));
+            if !is_held {
+                clients.journal.note(scope.clone(), HostObject::Hold { object: bdf })?;
             }
         }
         Ok(group)

@@ -30,25 +30,13 @@ impl Serve<AttachVsock> for DeviceActor {
 
     fn plan(&mut self, request: AttachVsock, _: &Call) -> Plan<VsockTicket, Self::Outcome> {
         if self.table.by_key(&DeviceKey::Vsock).is_some() {
-            return Plan::Answer(Err(DeviceError::Invalid {
-                what: "the VM has its vsock already".into(),
-            }));
+            return Plan::Answer(Err(DeviceError::Invalid { what: "the VM has its vsock already".into() }));
         }
-        if let Some(cid) = request
-            .request
-            .cid
-            .filter(|cid| !(CID_MIN..u32::MAX).contains(cid))
-        {
-            let what = format!(
-                "the context id {cid} is reserved: guests use 3 to {}",
-                u32::MAX - 1
-            );
+        if let Some(cid) = request.request.cid.filter(|cid| !(CID_MIN..u32::MAX).contains(cid)) {
+            let what = format!("the context id {cid} is reserved: guests use 3 to {}", u32::MAX - 1);
             return Plan::Answer(Err(DeviceError::Invalid { what }));
         }
-        Plan::Perform(VsockTicket {
-            request,
-            draft: self.draft(),
-        })
+        Plan::Perform(VsockTicket { request, draft: self.draft() })
     }
 
     fn perform(&self, ticket: &VsockTicket, call: &Call) -> LocalFuture<Self::Outcome> {
@@ -70,17 +58,11 @@ impl Bench {
             (None, VsockBackend::Kernel) => self.clients.host.choose_cid((), self.deadline).await?,
             (None, VsockBackend::VhostUser { .. }) => CID_PRIVATE,
         };
-        if let VsockBackend::VhostUser {
-            socket,
-            hybrid_socket,
-        } = &backend
-        {
-            self.start_daemon(&attach.daemon, cid, socket, hybrid_socket)
-                .await?;
+        if let VsockBackend::VhostUser { socket, hybrid_socket } = &backend {
+            self.start_daemon(&attach.daemon, cid, socket, hybrid_socket).await?;
         }
         let vsock = VsockDevice { cid, backend };
-        self.attach(DeviceConfig::Vsock(vsock.clone()), &Scope::Sandbox)
-            .await?;
+        self.attach(DeviceConfig::Vsock(vsock.clone()), &Scope::Sandbox).await?;
         Ok(vsock)
     }
 
@@ -92,31 +74,18 @@ impl Bench {
         Ok(if support.kernel {
             VsockBackend::Kernel
         } else {
-            VsockBackend::VhostUser {
-                socket: attach.socket.clone(),
-                hybrid_socket: attach.hybrid_socket.clone(),
-            }
+            VsockBackend::VhostUser { socket: attach.socket.clone(), hybrid_socket: attach.hybrid_socket.clone() }
         })
     }
 
     /// Starts the daemon and waits until it listens. It makes both sockets, so the ledger names them
     /// before it starts.
-    async fn start_daemon(
-        &self,
-        program: &Path,
-        cid: u32,
-        socket: &Path,
-        hybrid: &Path,
-    ) -> PortResult<()> {
+    async fn start_daemon(&self, program: &Path, cid: u32, socket: &Path, hybrid: &Path) -> PortResult<()> {
         let journal = &self.clients.journal;
-        let file = |path: &Path| HostObject::File {
-            path: path.to_owned(),
-        };
+        let file = |path: &Path| HostObject::File { path: path.to_owned() };
         let between_vmm = journal.make(Scope::Sandbox, file(socket), |_| async {
             let between_us = journal.make(Scope::Sandbox, file(hybrid), |_| async {
-                let ready = self
-                    .run_daemon(program.to_owned(), cid, socket, hybrid)
-                    .await?;
+                let ready = self.run_daemon(program.to_owned(), cid, socket, hybrid).await?;
                 Ok((ready.socket, inode(ready.hybrid_socket)))
             });
             let (_, socket) = between_us.await?;
@@ -134,9 +103,7 @@ impl Bench {
     ) -> PortResult<ReadyDaemon> {
         let (clients, deadline) = (&self.clients, self.deadline);
         let (socket, hybrid_socket) = (socket.to_owned(), hybrid_socket.to_owned());
-        let object = HostObject::Process {
-            program: "vsock".into(),
-        };
+        let object = HostObject::Process { program: "vsock".into() };
         let mut start = StartVsockDaemon {
             program,
             cid,
@@ -144,32 +111,19 @@ impl Bench {
             hybrid_socket: hybrid_socket.clone(),
             tag: String::new(),
         };
-        let started = clients
-            .journal
-            .make(Scope::Sandbox, object, |entry| async move {
-                start.tag = tag(&clients.sandbox, entry);
-                let daemon = clients.host.start_vsock_daemon(start, deadline).await?;
-                let identity = Identity::Process(daemon.process);
-                Ok((daemon, identity))
-            });
+        let started = clients.journal.make(Scope::Sandbox, object, |entry| async move {
+            start.tag = tag(&clients.sandbox, entry);
+            let daemon = clients.host.start_vsock_daemon(start, deadline).await?;
+            let identity = Identity::Process(daemon.process);
+            Ok((daemon, identity))
+        });
         let (_, daemon) = started.await?;
-        let wait = AwaitVsockDaemon {
-            daemon,
-            socket,
-            hybrid_socket,
-        };
+        let wait = AwaitVsockDaemon { daemon, socket, hybrid_socket };
         // It runs and may have made one of its sockets: neither file is known to be absent.
-        clients
-            .host
-            .await_vsock_daemon(wait, deadline)
-            .await
-            .map_err(|error| error.doubtful())
+        clients.host.await_vsock_daemon(wait, deadline).await.map_err(|error| error.doubtful())
     }
 }
 
 fn inode(file: SocketFile) -> Identity {
-    Identity::Inode {
-        device: file.device,
-        inode: file.inode,
-    }
+    Identity::Inode { device: file.device, inode: file.inode }
 }

@@ -13,19 +13,14 @@ use ttrpc::context::Context;
 use super::failure::{Subject, is_end_of_stream};
 use super::{KataAgent, READ_LEN_MAX, convert, dial, oci, oci_linux, reply};
 use crate::{
-    AgentAddress, CopyFile, CreateContainer, CreateSandbox, ExecProcess, GuestAgent, GuestDetails,
-    OnlineCpuMem, ProcessRef, ReadOutput, ResizeTerminal, SignalProcess, UpdateContainer,
-    WriteInput,
+    AgentAddress, CopyFile, CreateContainer, CreateSandbox, ExecProcess, GuestAgent, GuestDetails, OnlineCpuMem,
+    ProcessRef, ReadOutput, ResizeTerminal, SignalProcess, UpdateContainer, WriteInput,
 };
 
 /// Makes one call of the agent's service, by its name there.
 macro_rules! call {
     ($agent:ident.$how:ident, $method:ident($asked:ident), $subject:expr, $deadline:expr) => {
-        $agent
-            .$how($subject, $deadline, |agent, context| async move {
-                agent.$method(context, &$asked).await
-            })
-            .await
+        $agent.$how($subject, $deadline, |agent, context| async move { agent.$method(context, &$asked).await }).await
     };
 }
 
@@ -33,10 +28,7 @@ macro_rules! call {
 impl GuestAgent for KataAgent {
     async fn connect(&self, address: AgentAddress, deadline: Instant) -> PortResult<()> {
         let connection = dial::connect(&address, deadline).await?;
-        self.replace(
-            Some(Arc::new(connection)),
-            "another connection took its place",
-        );
+        self.replace(Some(Arc::new(connection)), "another connection took its place");
         Ok(())
     }
 
@@ -52,10 +44,7 @@ impl GuestAgent for KataAgent {
 
     async fn guest_details(&self, (): (), deadline: Instant) -> PortResult<GuestDetails> {
         let subject = Subject::new("GetGuestDetails", &self.sandbox);
-        let asked = wire::GuestDetailsRequest {
-            mem_block_size: true,
-            ..Default::default()
-        };
+        let asked = wire::GuestDetailsRequest { mem_block_size: true, ..Default::default() };
         let reply = call!(self.ask, get_guest_details(asked), &subject, deadline)?;
         reply::details(&subject, reply)
     }
@@ -67,11 +56,7 @@ impl GuestAgent for KataAgent {
             dns: request.dns,
             storages: request.storages.into_iter().map(convert::storage).collect(),
             sandbox_id: request.sandbox_id,
-            kernel_modules: request
-                .kernel_modules
-                .iter()
-                .map(|line| convert::module(line))
-                .collect(),
+            kernel_modules: request.kernel_modules.iter().map(|line| convert::module(line)).collect(),
             ..Default::default()
         };
         call!(self.ask, create_sandbox(asked), &subject, deadline)?;
@@ -89,29 +74,16 @@ impl GuestAgent for KataAgent {
         let mac = request.mac;
         let subject = Subject::new("UpdateInterface", format!("{} ({mac})", request.name));
         let interface = MessageField::some(convert::interface(request));
-        let asked = wire::UpdateInterfaceRequest {
-            interface,
-            ..Default::default()
-        };
+        let asked = wire::UpdateInterfaceRequest { interface, ..Default::default() };
         let reply = call!(self.ask, update_interface(asked), &subject, deadline)?;
         reply::interface(&subject, &reply, mac)
     }
 
-    async fn add_neighbors(
-        &self,
-        request: Vec<GuestNeighbor>,
-        deadline: Instant,
-    ) -> PortResult<()> {
+    async fn add_neighbors(&self, request: Vec<GuestNeighbor>, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("AddARPNeighbors", &self.sandbox);
         let neighbors = request.into_iter().map(convert::neighbor).collect();
-        let neighbors = MessageField::some(wire::ARPNeighbors {
-            ARPNeighbors: neighbors,
-            ..Default::default()
-        });
-        let asked = wire::AddARPNeighborsRequest {
-            neighbors,
-            ..Default::default()
-        };
+        let neighbors = MessageField::some(wire::ARPNeighbors { ARPNeighbors: neighbors, ..Default::default() });
+        let asked = wire::AddARPNeighborsRequest { neighbors, ..Default::default() };
         call!(self.ask, add_arp_neighbors(asked), &subject, deadline)?;
         Ok(())
     }
@@ -119,40 +91,21 @@ impl GuestAgent for KataAgent {
     async fn update_routes(&self, request: Vec<GuestRoute>, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("UpdateRoutes", &self.sandbox);
         let routes = request.into_iter().map(convert::route).collect();
-        let routes = MessageField::some(wire::Routes {
-            Routes: routes,
-            ..Default::default()
-        });
-        let asked = wire::UpdateRoutesRequest {
-            routes,
-            ..Default::default()
-        };
+        let routes = MessageField::some(wire::Routes { Routes: routes, ..Default::default() });
+        let asked = wire::UpdateRoutesRequest { routes, ..Default::default() };
         call!(self.ask, update_routes(asked), &subject, deadline)?;
         Ok(())
     }
 
     async fn online_cpu_mem(&self, request: OnlineCpuMem, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("OnlineCPUMem", &self.sandbox);
-        let OnlineCpuMem {
-            wait,
-            vcpus: nb_cpus,
-            cpu_only,
-        } = request;
-        let asked = wire::OnlineCPUMemRequest {
-            wait,
-            nb_cpus,
-            cpu_only,
-            ..Default::default()
-        };
+        let OnlineCpuMem { wait, vcpus: nb_cpus, cpu_only } = request;
+        let asked = wire::OnlineCPUMemRequest { wait, nb_cpus, cpu_only, ..Default::default() };
         call!(self.ask, online_cpu_mem(asked), &subject, deadline)?;
         Ok(())
     }
 
-    async fn create_container(
-        &self,
-        request: CreateContainer,
-        deadline: Instant,
-    ) -> PortResult<()> {
+    async fn create_container(&self, request: CreateContainer, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("CreateContainer", &request.container);
         let container_id = String::from(request.container);
         let asked = wire::CreateContainerRequest {
@@ -171,37 +124,23 @@ impl GuestAgent for KataAgent {
 
     async fn start_container(&self, container: ContainerId, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("StartContainer", &container);
-        let asked = wire::StartContainerRequest {
-            container_id: container.into(),
-            ..Default::default()
-        };
+        let asked = wire::StartContainerRequest { container_id: container.into(), ..Default::default() };
         call!(self.ask, start_container(asked), &subject, deadline)?;
         Ok(())
     }
 
     async fn remove_container(&self, container: ContainerId, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("RemoveContainer", &container);
-        let asked = wire::RemoveContainerRequest {
-            container_id: container.into(),
-            ..Default::default()
-        };
+        let asked = wire::RemoveContainerRequest { container_id: container.into(), ..Default::default() };
         call!(self.ask, remove_container(asked), &subject, deadline)?;
         Ok(())
     }
 
-    async fn update_container(
-        &self,
-        request: UpdateContainer,
-        deadline: Instant,
-    ) -> PortResult<()> {
+    async fn update_container(&self, request: UpdateContainer, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("UpdateContainer", &request.container);
         let resources = sendable(&subject, oci_linux::resources(&request.resources))?;
         let container_id = request.container.into();
-        let asked = wire::UpdateContainerRequest {
-            container_id,
-            resources,
-            ..Default::default()
-        };
+        let asked = wire::UpdateContainerRequest { container_id, resources, ..Default::default() };
         call!(self.ask, update_container(asked), &subject, deadline)?;
         Ok(())
     }
@@ -210,12 +149,7 @@ impl GuestAgent for KataAgent {
         let subject = Subject::new("ExecProcess", &request.process);
         let process = sendable(&subject, oci::process(&request.spec))?;
         let (container_id, exec_id) = names(request.process);
-        let asked = wire::ExecProcessRequest {
-            container_id,
-            exec_id,
-            process,
-            ..Default::default()
-        };
+        let asked = wire::ExecProcessRequest { container_id, exec_id, process, ..Default::default() };
         call!(self.ask, exec_process(asked), &subject, deadline)?;
         Ok(())
     }
@@ -223,12 +157,7 @@ impl GuestAgent for KataAgent {
     async fn signal_process(&self, request: SignalProcess, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("SignalProcess", &request.process);
         let (container_id, exec_id) = names(request.process);
-        let asked = wire::SignalProcessRequest {
-            container_id,
-            exec_id,
-            signal: request.signal,
-            ..Default::default()
-        };
+        let asked = wire::SignalProcessRequest { container_id, exec_id, signal: request.signal, ..Default::default() };
         call!(self.ask, signal_process(asked), &subject, deadline)?;
         Ok(())
     }
@@ -236,26 +165,18 @@ impl GuestAgent for KataAgent {
     async fn wait_process(&self, process: ProcessRef, deadline: Instant) -> PortResult<i32> {
         let subject = Subject::new("WaitProcess", &process);
         let (container_id, exec_id) = names(process);
-        let asked = wire::WaitProcessRequest {
-            container_id,
-            exec_id,
-            ..Default::default()
-        };
+        let asked = wire::WaitProcessRequest { container_id, exec_id, ..Default::default() };
         let reply = call!(self.wait, wait_process(asked), &subject, deadline)?;
         reply::status(&subject, &reply)
     }
 
     async fn read_stdout(&self, request: ReadOutput, deadline: Instant) -> PortResult<Vec<u8>> {
-        let call = |agent: AgentServiceClient, ctx, asked| async move {
-            agent.read_stdout(ctx, &asked).await
-        };
+        let call = |agent: AgentServiceClient, ctx, asked| async move { agent.read_stdout(ctx, &asked).await };
         self.read("ReadStdout", request, deadline, call).await
     }
 
     async fn read_stderr(&self, request: ReadOutput, deadline: Instant) -> PortResult<Vec<u8>> {
-        let call = |agent: AgentServiceClient, ctx, asked| async move {
-            agent.read_stderr(ctx, &asked).await
-        };
+        let call = |agent: AgentServiceClient, ctx, asked| async move { agent.read_stderr(ctx, &asked).await };
         self.read("ReadStderr", request, deadline, call).await
     }
 
@@ -263,12 +184,7 @@ impl GuestAgent for KataAgent {
         let subject = Subject::new("WriteStdin", &request.process);
         let given = request.data.len();
         let (container_id, exec_id) = names(request.process);
-        let asked = wire::WriteStreamRequest {
-            container_id,
-            exec_id,
-            data: request.data,
-            ..Default::default()
-        };
+        let asked = wire::WriteStreamRequest { container_id, exec_id, data: request.data, ..Default::default() };
         // A process that does not read is no sign of a dead agent.
         let reply = call!(self.wait, write_stdin(asked), &subject, deadline)?;
         reply::taken(&subject, &reply, given)
@@ -277,11 +193,7 @@ impl GuestAgent for KataAgent {
     async fn close_stdin(&self, process: ProcessRef, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("CloseStdin", &process);
         let (container_id, exec_id) = names(process);
-        let asked = wire::CloseStdinRequest {
-            container_id,
-            exec_id,
-            ..Default::default()
-        };
+        let asked = wire::CloseStdinRequest { container_id, exec_id, ..Default::default() };
         call!(self.ask, close_stdin(asked), &subject, deadline)?;
         Ok(())
     }
@@ -290,13 +202,7 @@ impl GuestAgent for KataAgent {
         let subject = Subject::new("TtyWinResize", &request.process);
         let (container_id, exec_id) = names(request.process);
         let (row, column) = (request.rows, request.columns);
-        let asked = wire::TtyWinResizeRequest {
-            container_id,
-            exec_id,
-            row,
-            column,
-            ..Default::default()
-        };
+        let asked = wire::TtyWinResizeRequest { container_id, exec_id, row, column, ..Default::default() };
         call!(self.ask, tty_win_resize(asked), &subject, deadline)?;
         Ok(())
     }
@@ -340,18 +246,8 @@ impl KataAgent {
         let subject = Subject::new(method, &request.process);
         let len = request.len.min(READ_LEN_MAX);
         let (container_id, exec_id) = names(request.process);
-        let asked = wire::ReadStreamRequest {
-            container_id,
-            exec_id,
-            len,
-            ..Default::default()
-        };
-        match self
-            .wait(&subject, deadline, |agent, context| {
-                call(agent, context, asked)
-            })
-            .await
-        {
+        let asked = wire::ReadStreamRequest { container_id, exec_id, len, ..Default::default() };
+        match self.wait(&subject, deadline, |agent, context| call(agent, context, asked)).await {
             Ok(reply) => reply::output(&subject, reply, len),
             Err(error) if is_end_of_stream(&error) => Ok(Vec::new()),
             Err(error) => Err(error),

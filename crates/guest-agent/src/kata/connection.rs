@@ -46,10 +46,7 @@ pub(super) struct Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("fate", &self.fate)
-            .field("silences", &self.silences)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("fate", &self.fate).field("silences", &self.silences).finish_non_exhaustive()
     }
 }
 
@@ -88,10 +85,7 @@ impl Connection {
     where
         F: Future<Output = ttrpc::Result<R>>,
     {
-        self.call(subject, patience, deadline, |context| {
-            call(self.agent.clone(), context)
-        })
-        .await
+        self.call(subject, patience, deadline, |context| call(self.agent.clone(), context)).await
     }
 
     /// Asks whether the agent serves.
@@ -101,12 +95,8 @@ impl Connection {
         let answer = self.call(subject, Patience::Prompt, deadline, ask).await?;
         match answer.status.enum_value() {
             Ok(ServingStatus::SERVING) => Ok(()),
-            Ok(status) => {
-                Err(subject.error(ErrorKind::Refused, format!("the agent is {status:?}")))
-            }
-            Err(number) => Err(subject.broken(format!(
-                "the agent is in a state {number}, which there is not"
-            ))),
+            Ok(status) => Err(subject.error(ErrorKind::Refused, format!("the agent is {status:?}"))),
+            Err(number) => Err(subject.broken(format!("the agent is in a state {number}, which there is not"))),
         }
     }
 
@@ -137,9 +127,7 @@ impl Connection {
             }
             Err(_) => Err(self.not_heard(subject, patience, asked)),
             // ttrpc's own clock was faster; it has no error of its own for that.
-            Ok(Err(ttrpc::Error::Others(_)))
-                if Instant::now() >= deadline && self.fate.ended().is_none() =>
-            {
+            Ok(Err(ttrpc::Error::Others(_))) if Instant::now() >= deadline && self.fate.ended().is_none() => {
                 Err(self.not_heard(subject, patience, asked))
             }
             Ok(Err(error)) => {
@@ -155,16 +143,9 @@ impl Connection {
         self.silences.store(0, Ordering::Relaxed);
     }
 
-    fn not_heard(
-        &self,
-        subject: &Subject,
-        patience: Patience,
-        asked: Instant,
-    ) -> sandbox_model::PortError {
+    fn not_heard(&self, subject: &Subject, patience: Patience, asked: Instant) -> sandbox_model::PortError {
         let silent = subject.silent(asked.elapsed());
-        if patience == Patience::Prompt
-            && self.silences.fetch_add(1, Ordering::Relaxed) + 1 >= SILENCES_MAX
-        {
+        if patience == Patience::Prompt && self.silences.fetch_add(1, Ordering::Relaxed) + 1 >= SILENCES_MAX {
             self.close("the connection was given up after 3 calls in a row without an answer");
         }
         silent

@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 
 use agent_protocol::agent::{Device, FSGroup, KernelModule, Storage as AgentStorage};
-use agent_protocol::types::{
-    ARPNeighbor, FSGroupChangePolicy, IPAddress, IPFamily, Interface, Route,
-};
+use agent_protocol::types::{ARPNeighbor, FSGroupChangePolicy, IPAddress, IPFamily, Interface, Route};
 use protobuf::MessageField;
 use sandbox_model::device::AgentDevice;
 use sandbox_model::network::{GuestInterface, GuestNeighbor, GuestRoute, IpNet};
@@ -27,16 +25,9 @@ pub(super) fn interface(from: GuestInterface) -> Interface {
 
 /// A route; the default one has an empty destination.
 pub(super) fn route(from: GuestRoute) -> Route {
-    let text = |address: Option<IpAddr>| {
-        address
-            .map(|address| address.to_string())
-            .unwrap_or_default()
-    };
+    let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     Route {
-        dest: from
-            .destination
-            .map(|destination| destination.to_string())
-            .unwrap_or_default(),
+        dest: from.destination.map(|destination| destination.to_string()).unwrap_or_default(),
         gateway: text(from.gateway),
         device: from.device,
         source: text(from.source),
@@ -67,11 +58,8 @@ pub(super) fn neighbor(from: GuestNeighbor) -> ARPNeighbor {
 
 /// A mount that the agent makes.
 pub(super) fn storage(from: Storage) -> AgentStorage {
-    let group = |group_id| FSGroup {
-        group_id,
-        group_change_policy: FSGroupChangePolicy::Always.into(),
-        ..Default::default()
-    };
+    let group =
+        |group_id| FSGroup { group_id, group_change_policy: FSGroupChangePolicy::Always.into(), ..Default::default() };
     AgentStorage {
         driver: from.driver,
         driver_options: from.driver_options,
@@ -100,11 +88,7 @@ pub(super) fn device(from: AgentDevice) -> Device {
 /// A kernel module, from `NAME PARAMETERS`.
 pub(super) fn module(line: &str) -> KernelModule {
     let mut words = line.split_whitespace().map(str::to_owned);
-    KernelModule {
-        name: words.next().unwrap_or_default(),
-        parameters: words.collect(),
-        ..Default::default()
-    }
+    KernelModule { name: words.next().unwrap_or_default(), parameters: words.collect(), ..Default::default() }
 }
 
 fn net(from: IpNet) -> IPAddress {
@@ -132,46 +116,21 @@ mod tests {
     fn interfaces_carry_both_families() {
         let made = interface(GuestInterface {
             name: "eth0".to_owned(),
-            addresses: vec![
-                "10.0.0.2/24".parse().unwrap(),
-                "fe80::1/64".parse().unwrap(),
-            ],
+            addresses: vec!["10.0.0.2/24".parse().unwrap(), "fe80::1/64".parse().unwrap()],
             mtu: 1450,
             mac: MAC,
             link_kind: "veth".to_owned(),
             raw_flags: 0x80,
         });
-        assert_eq!(
-            (
-                made.device.as_str(),
-                made.name.as_str(),
-                made.type_.as_str()
-            ),
-            ("eth0", "eth0", "veth")
-        );
-        assert_eq!(
-            (made.mtu, made.raw_flags, made.devicePath.as_str()),
-            (1450, 0x80, "")
-        );
+        assert_eq!((made.device.as_str(), made.name.as_str(), made.type_.as_str()), ("eth0", "eth0", "veth"));
+        assert_eq!((made.mtu, made.raw_flags, made.devicePath.as_str()), (1450, 0x80, ""));
         assert_eq!(made.hwAddr, "02:00:00:00:00:ab");
         let addresses: Vec<_> = made
             .IPAddresses
             .iter()
-            .map(|ip| {
-                (
-                    ip.family.enum_value().unwrap(),
-                    ip.address.as_str(),
-                    ip.mask.as_str(),
-                )
-            })
+            .map(|ip| (ip.family.enum_value().unwrap(), ip.address.as_str(), ip.mask.as_str()))
             .collect();
-        assert_eq!(
-            addresses,
-            [
-                (IPFamily::v4, "10.0.0.2", "24"),
-                (IPFamily::v6, "fe80::1", "64")
-            ]
-        );
+        assert_eq!(addresses, [(IPFamily::v4, "10.0.0.2", "24"), (IPFamily::v6, "fe80::1", "64")]);
     }
 
     #[test]
@@ -187,61 +146,26 @@ mod tests {
             mtu: 0,
         };
         let made = route(ours.clone());
-        assert_eq!(
-            (
-                made.dest.as_str(),
-                made.gateway.as_str(),
-                made.source.as_str()
-            ),
-            ("", "10.0.0.1", "")
-        );
-        assert_eq!(
-            (made.family.enum_value().unwrap(), made.flags),
-            (IPFamily::v4, 4)
-        );
+        assert_eq!((made.dest.as_str(), made.gateway.as_str(), made.source.as_str()), ("", "10.0.0.1", ""));
+        assert_eq!((made.family.enum_value().unwrap(), made.flags), (IPFamily::v4, 4));
         ours.destination = Some("fd00::/8".parse().unwrap());
         ours.is_ipv6 = true;
         ours.scope = 253;
         ours.source = Some("fd00::2".parse().unwrap());
         let made = route(ours);
-        assert_eq!(
-            (made.dest.as_str(), made.source.as_str(), made.scope),
-            ("fd00::/8", "fd00::2", 253)
-        );
+        assert_eq!((made.dest.as_str(), made.source.as_str(), made.scope), ("fd00::/8", "fd00::2", 253));
         assert_eq!(made.family.enum_value().unwrap(), IPFamily::v6);
     }
 
     #[test]
     fn neighbours_storages_devices_and_modules_are_whole() {
         let address = "10.0.0.1".parse().unwrap();
-        let made = neighbor(GuestNeighbor {
-            address,
-            device: "eth0".into(),
-            mac: MAC,
-            state: 0x80,
-            flags: 2,
-        });
-        assert_eq!(
-            (
-                made.toIPAddress.address.as_str(),
-                made.toIPAddress.mask.as_str()
-            ),
-            ("10.0.0.1", "")
-        );
-        assert_eq!(
-            (made.lladdr.as_str(), made.state, made.flags),
-            ("02:00:00:00:00:ab", 0x80, 2)
-        );
+        let made = neighbor(GuestNeighbor { address, device: "eth0".into(), mac: MAC, state: 0x80, flags: 2 });
+        assert_eq!((made.toIPAddress.address.as_str(), made.toIPAddress.mask.as_str()), ("10.0.0.1", ""));
+        assert_eq!((made.lladdr.as_str(), made.state, made.flags), ("02:00:00:00:00:ab", 0x80, 2));
 
-        let made = storage(Storage {
-            driver: "blk".into(),
-            fs_group: Some(1000),
-            ..Default::default()
-        });
-        assert_eq!(
-            (made.driver.as_str(), made.fs_group.group_id),
-            ("blk", 1000)
-        );
+        let made = storage(Storage { driver: "blk".into(), fs_group: Some(1000), ..Default::default() });
+        assert_eq!((made.driver.as_str(), made.fs_group.group_id), ("blk", 1000));
         assert!(storage(Storage::default()).fs_group.is_none());
 
         let made = device(AgentDevice {
@@ -251,20 +175,10 @@ mod tests {
             container_path: "/dev/xda".into(),
             options: vec!["a=b".into()],
         });
-        assert_eq!(
-            (
-                made.id.as_str(),
-                made.type_.as_str(),
-                made.container_path.as_str()
-            ),
-            ("02/05", "blk", "/dev/xda")
-        );
+        assert_eq!((made.id.as_str(), made.type_.as_str(), made.container_path.as_str()), ("02/05", "blk", "/dev/xda"));
         assert_eq!(made.options, ["a=b"]);
 
         let made = module("e1000e  debug=1 x=2");
-        assert_eq!(
-            (made.name.as_str(), made.parameters.as_slice()),
-            ("e1000e", &["debug=1".into(), "x=2".into()][..])
-        );
+        assert_eq!((made.name.as_str(), made.parameters.as_slice()), ("e1000e", &["debug=1".into(), "x=2".into()][..]));
     }
 }

@@ -56,20 +56,14 @@ pub(super) async fn connect(address: &AgentAddress, deadline: Instant) -> PortRe
         sleep_until(deadline.min(Instant::now() + pause)).await;
         if Instant::now() >= deadline {
             let waited = started.elapsed().as_secs_f64();
-            let cause = format!(
-                "no agent after {waited:.1} s and {attempts} attempts; last sign of life: {last_sign}"
-            );
+            let cause = format!("no agent after {waited:.1} s and {attempts} attempts; last sign of life: {last_sign}");
             return Err(PortError::timed_out(subject.method, subject.object, cause));
         }
         pause = (pause * 3 / 2).min(PAUSE_MAX);
     }
 }
 
-async fn attempt(
-    address: &AgentAddress,
-    subject: &Subject,
-    deadline: Instant,
-) -> Result<Connection, Miss> {
+async fn attempt(address: &AgentAddress, subject: &Subject, deadline: Instant) -> Result<Connection, Miss> {
     let opened = timeout_at(deadline, open(address, subject)).await;
     let connection = opened.unwrap_or(Err(Miss::Silence))?;
     // A refusal of the check is a sign of life, too: the agent is still starting.
@@ -82,33 +76,22 @@ async fn open(address: &AgentAddress, subject: &Subject) -> Result<Connection, M
     match address {
         AgentAddress::Vsock { cid, port } => {
             let connected = Socket::connect(format!("vsock://{cid}:{port}")).await;
-            Ok(Connection::new(
-                connected.map_err(|error| miss(subject, error))?,
-            ))
+            Ok(Connection::new(connected.map_err(|error| miss(subject, error))?))
         }
-        AgentAddress::Hybrid { socket, port } => {
-            Ok(Connection::new(handshake(socket, *port, subject).await?))
-        }
+        AgentAddress::Hybrid { socket, port } => Ok(Connection::new(handshake(socket, *port, subject).await?)),
     }
 }
 
 /// Asks the vsock daemon behind `socket` for the guest's `port`.
 async fn handshake(socket: &Path, port: u32, subject: &Subject) -> Result<UnixStream, Miss> {
-    let mut stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| miss(subject, error))?;
-    let peer = stream
-        .peer_cred()
-        .map_err(|error| miss(subject, error))?
-        .uid();
+    let mut stream = UnixStream::connect(socket).await.map_err(|error| miss(subject, error))?;
+    let peer = stream.peer_cred().map_err(|error| miss(subject, error))?.uid();
     let own = rustix::process::geteuid().as_raw();
     if !is_trusted(peer, own) {
         let cause = format!("the socket is served by uid {peer}; only {own} and root are trusted");
         return Err(Miss::Never(subject.error(ErrorKind::Denied, cause)));
     }
-    let asked = stream
-        .write_all(format!("CONNECT {port}\n").as_bytes())
-        .await;
+    let asked = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
     asked.map_err(|error| Miss::NotYet(format!("CONNECT was not taken: {error}")))?;
     match line(&mut stream).await {
         Ok(line) if is_ok(&line) => Ok(stream),
@@ -127,8 +110,7 @@ fn is_trusted(peer: u32, own: u32) -> bool {
 
 /// Whether `line` is `OK`, alone or with the port on the other side.
 fn is_ok(line: &[u8]) -> bool {
-    line.strip_prefix(b"OK")
-        .is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+    line.strip_prefix(b"OK").is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
 }
 
 /// Reads a line and not one byte more: what follows it is ttrpc's.
@@ -139,18 +121,12 @@ async fn line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
             Ok(b'\n') => return Ok(line),
             Ok(byte) => line.push(byte),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(io::Error::new(
-                    error.kind(),
-                    "the connection ended, so no agent listens",
-                ));
+                return Err(io::Error::new(error.kind(), "the connection ended, so no agent listens"));
             }
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("more than {OK_LINE_MAX} bytes without an end of line"),
-    ))
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {OK_LINE_MAX} bytes without an end of line")))
 }
 
 /// Whether what the kernel says is final.
@@ -158,9 +134,7 @@ fn miss(subject: &Subject, error: io::Error) -> Miss {
     let kind = match error.kind() {
         io::ErrorKind::PermissionDenied => ErrorKind::Denied,
         io::ErrorKind::InvalidInput => ErrorKind::Invalid,
-        _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
-            ErrorKind::Unsupported
-        }
+        _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => ErrorKind::Unsupported,
         _ => return Miss::NotYet(format!("connect: {error}")),
     };
     let mut never = subject.error(kind, error.to_string());

@@ -22,10 +22,7 @@ pub(super) struct Subject {
 impl Subject {
     /// Names a call of `method` on `object`.
     pub(super) fn new(method: &'static str, object: impl ToString) -> Self {
-        Self {
-            method,
-            object: object.to_string(),
-        }
+        Self { method, object: object.to_string() }
     }
 
     /// A failure of this call.
@@ -41,10 +38,7 @@ impl Subject {
 
     /// No answer for `waited`.
     pub(super) fn silent(&self, waited: Duration) -> PortError {
-        let cause = format!(
-            "no answer of the agent within {:.3} s",
-            waited.as_secs_f64()
-        );
+        let cause = format!("no answer of the agent within {:.3} s", waited.as_secs_f64());
         PortError::timed_out(self.method, self.object.as_str(), cause)
     }
 
@@ -63,9 +57,7 @@ impl Subject {
                 self.error(ErrorKind::Invalid, text)
             }
             (Error::Others(text), None) => self.broken(first_line(&text)),
-            (error, None) => self
-                .error(ErrorKind::PeerGone, first_line(&error.to_string()))
-                .doubtful(),
+            (error, None) => self.error(ErrorKind::PeerGone, first_line(&error.to_string())).doubtful(),
         }
     }
 
@@ -74,11 +66,7 @@ impl Subject {
         let text = first_line(&status.message);
         let code = status.code();
         let error = self.error(kind_of(code, &text), format!("{code:?}: {text}"));
-        if fails_half_way(code) && error.kind != ErrorKind::NotFound {
-            error.doubtful()
-        } else {
-            error
-        }
+        if fails_half_way(code) && error.kind != ErrorKind::NotFound { error.doubtful() } else { error }
     }
 }
 
@@ -122,10 +110,7 @@ fn fails_half_way(code: Code) -> bool {
 /// Whether `error` is how the Kata agent says that a stream is at its end.
 pub(super) fn is_end_of_stream(error: &PortError) -> bool {
     let said = error.cause.to_ascii_lowercase();
-    let code = matches!(
-        said.split(':').next(),
-        Some("invalid_argument" | "internal")
-    );
+    let code = matches!(said.split(':').next(), Some("invalid_argument" | "internal"));
     code && said.rsplit([' ', ':']).next() == Some("eof")
 }
 
@@ -133,12 +118,7 @@ pub(super) fn is_end_of_stream(error: &PortError) -> bool {
 /// backtrace, a hostile one whatever it likes.
 pub(super) fn first_line(text: &str) -> String {
     let line = text.trim_start().lines().next().unwrap_or_default();
-    let mut shown: String = line
-        .chars()
-        .take(TEXT_LEN_MAX)
-        .flat_map(printable)
-        .take(TEXT_LEN_MAX)
-        .collect();
+    let mut shown: String = line.chars().take(TEXT_LEN_MAX).flat_map(printable).take(TEXT_LEN_MAX).collect();
     if line.chars().nth(TEXT_LEN_MAX).is_some() {
         shown.pop();
         shown.push('…');
@@ -162,86 +142,28 @@ mod tests {
     use super::*;
 
     fn said(code: Code, text: &str) -> PortError {
-        Subject::new("RemoveContainer", "web")
-            .failed(Error::RpcStatus(ttrpc::get_status(code, text)), None)
+        Subject::new("RemoveContainer", "web").failed(Error::RpcStatus(ttrpc::get_status(code, text)), None)
     }
 
     #[test]
     fn codes_have_kinds() {
         for (code, text, kind, outcome) in [
-            (
-                Code::NOT_FOUND,
-                "no such thing",
-                ErrorKind::NotFound,
-                Outcome::NotDone,
-            ),
-            (
-                Code::NOT_FOUND,
-                "/grpc.AgentService/X is not supported",
-                ErrorKind::Unsupported,
-                Outcome::NotDone,
-            ),
-            (
-                Code::INTERNAL,
-                "Invalid container id\n\nStack backtrace:",
-                ErrorKind::NotFound,
-                Outcome::NotDone,
-            ),
-            (
-                Code::ALREADY_EXISTS,
-                "there",
-                ErrorKind::Exists,
-                Outcome::NotDone,
-            ),
-            (
-                Code::UNIMPLEMENTED,
-                "X method",
-                ErrorKind::Unsupported,
-                Outcome::NotDone,
-            ),
-            (
-                Code::INVALID_ARGUMENT,
-                "no",
-                ErrorKind::Invalid,
-                Outcome::NotDone,
-            ),
-            (
-                Code::PERMISSION_DENIED,
-                "policy",
-                ErrorKind::Denied,
-                Outcome::NotDone,
-            ),
-            (
-                Code::DEADLINE_EXCEEDED,
-                "timeout",
-                ErrorKind::TimedOut,
-                Outcome::Doubtful,
-            ),
-            (
-                Code::RESOURCE_EXHAUSTED,
-                "full",
-                ErrorKind::Busy,
-                Outcome::Doubtful,
-            ),
-            (
-                Code::INTERNAL,
-                "mount failed",
-                ErrorKind::Refused,
-                Outcome::Doubtful,
-            ),
+            (Code::NOT_FOUND, "no such thing", ErrorKind::NotFound, Outcome::NotDone),
+            (Code::NOT_FOUND, "/grpc.AgentService/X is not supported", ErrorKind::Unsupported, Outcome::NotDone),
+            (Code::INTERNAL, "Invalid container id\n\nStack backtrace:", ErrorKind::NotFound, Outcome::NotDone),
+            (Code::ALREADY_EXISTS, "there", ErrorKind::Exists, Outcome::NotDone),
+            (Code::UNIMPLEMENTED, "X method", ErrorKind::Unsupported, Outcome::NotDone),
+            (Code::INVALID_ARGUMENT, "no", ErrorKind::Invalid, Outcome::NotDone),
+            (Code::PERMISSION_DENIED, "policy", ErrorKind::Denied, Outcome::NotDone),
+            (Code::DEADLINE_EXCEEDED, "timeout", ErrorKind::TimedOut, Outcome::Doubtful),
+            (Code::RESOURCE_EXHAUSTED, "full", ErrorKind::Busy, Outcome::Doubtful),
+            (Code::INTERNAL, "mount failed", ErrorKind::Refused, Outcome::Doubtful),
         ] {
             let error = said(code, text);
-            assert_eq!(
-                (error.kind, error.outcome),
-                (kind, outcome),
-                "{code:?} {text}"
-            );
+            assert_eq!((error.kind, error.outcome), (kind, outcome), "{code:?} {text}");
         }
         let error = said(Code::INTERNAL, "mount failed\nat 0x1");
-        assert_eq!(
-            error.to_string(),
-            "RemoveContainer web: INTERNAL: mount failed"
-        );
+        assert_eq!(error.to_string(), "RemoveContainer web: INTERNAL: mount failed");
     }
 
     #[test]
@@ -249,16 +171,8 @@ mod tests {
         let subject = Subject::new("StartContainer", "web");
         let lost = Error::Socket("early eof".to_owned());
         assert_eq!(subject.failed(lost.clone(), None).kind, ErrorKind::PeerGone);
-        assert_eq!(
-            subject
-                .failed(lost.clone(), Some(&End::Lost("x".into())))
-                .kind,
-            ErrorKind::PeerGone
-        );
-        assert_eq!(
-            subject.failed(lost, Some(&End::Broken("x".into()))).kind,
-            ErrorKind::Protocol
-        );
+        assert_eq!(subject.failed(lost.clone(), Some(&End::Lost("x".into()))).kind, ErrorKind::PeerGone);
+        assert_eq!(subject.failed(lost, Some(&End::Broken("x".into()))).kind, ErrorKind::Protocol);
         let garbage = Error::Others("Unpack response error wire".to_owned());
         assert_eq!(subject.failed(garbage, None).kind, ErrorKind::Protocol);
         let long = Error::Others("message length 9 exceed maximum message size of 8".to_owned());
@@ -268,10 +182,7 @@ mod tests {
     #[test]
     fn the_end_of_a_stream_is_known() {
         for text in ["eof", "EOF", "read meet eof\n\nStack backtrace:\n 0: x"] {
-            assert!(
-                is_end_of_stream(&said(Code::INVALID_ARGUMENT, text)),
-                "{text}"
-            );
+            assert!(is_end_of_stream(&said(Code::INVALID_ARGUMENT, text)), "{text}");
             assert!(is_end_of_stream(&said(Code::INTERNAL, text)), "{text}");
         }
         assert!(!is_end_of_stream(&said(Code::NOT_FOUND, "eof")));
@@ -282,16 +193,10 @@ mod tests {
     #[test]
     fn texts_are_short_and_harmless() {
         assert_eq!(first_line("one \"two\"\nthree"), "one \"two\"");
-        assert_eq!(
-            first_line("a\x1b[2J\u{202e}b\r"),
-            "a\\u{1b}[2J\\u{202e}b\\r"
-        );
+        assert_eq!(first_line("a\x1b[2J\u{202e}b\r"), "a\\u{1b}[2J\\u{202e}b\\r");
         assert_eq!(first_line("größe c:\\d"), "größe c:\\d");
         let long = first_line(&"x".repeat(1 << 20));
-        assert_eq!(
-            (long.chars().count(), long.ends_with('…')),
-            (TEXT_LEN_MAX, true)
-        );
+        assert_eq!((long.chars().count(), long.ends_with('…')), (TEXT_LEN_MAX, true));
         assert!(first_line(&"\x01".repeat(500)).chars().count() <= TEXT_LEN_MAX);
         assert_eq!(first_line(""), "");
     }

@@ -54,16 +54,10 @@ impl Frames {
 /// The length of the payload that `header` announces.
 fn check(header: &MessageHeader) -> Result<usize, String> {
     if header.type_ != MESSAGE_TYPE_RESPONSE {
-        return Err(format!(
-            "the agent sent a frame of type {}, which is no answer",
-            header.type_
-        ));
+        return Err(format!("the agent sent a frame of type {}, which is no answer", header.type_));
     }
     if header.length > FRAME_LEN_MAX {
-        return Err(format!(
-            "the agent sent an answer of {} bytes; {FRAME_LEN_MAX} are allowed",
-            header.length
-        ));
+        return Err(format!("the agent sent an answer of {} bytes; {FRAME_LEN_MAX} are allowed", header.length));
     }
     usize::try_from(header.length).map_err(|error| error.to_string())
 }
@@ -81,12 +75,7 @@ impl<S> Guard<S> {
     /// Stands between `inner` and ttrpc.
     pub(super) fn new(inner: S, fate: Arc<Fate>) -> Self {
         let ended = Box::pin(fate.wait());
-        Self {
-            inner,
-            frames: Frames::default(),
-            fate,
-            ended,
-        }
+        Self { inner, frames: Frames::default(), fate, ended }
     }
 
     /// Ends the connection and says so to ttrpc.
@@ -104,17 +93,12 @@ impl<S> Guard<S> {
 impl<S> Drop for Guard<S> {
     fn drop(&mut self) {
         // ttrpc drops the stream when a write fails, which no read would notice.
-        self.fate
-            .end(End::Lost("the connection to the agent broke".to_owned()));
+        self.fate.end(End::Lost("the connection to the agent broke".to_owned()));
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ended.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -128,8 +112,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         }
         let read = &buf.filled()[before..];
         if read.is_empty() && buf.remaining() > 0 {
-            self.fate
-                .end(End::Lost("the agent closed the connection".to_owned()));
+            self.fate.end(End::Lost("the agent closed the connection".to_owned()));
         }
         let followed = self.frames.follow(read);
         Poll::Ready(followed.map_err(|wrong| self.fail(End::Broken(wrong))))
@@ -137,11 +120,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -176,27 +155,14 @@ mod tests {
             for part in bytes.chunks(piece) {
                 frames.follow(part).unwrap();
             }
-            assert_eq!(
-                (frames.seen, frames.payload),
-                (0, 0),
-                "in pieces of {piece}"
-            );
+            assert_eq!((frames.seen, frames.payload), (0, 0), "in pieces of {piece}");
         }
     }
 
     #[test]
     fn what_is_no_bounded_answer_does_not() {
-        assert!(
-            Frames::default()
-                .follow(&frame(MESSAGE_TYPE_RESPONSE, FRAME_LEN_MAX))
-                .is_ok()
-        );
-        for bad in [
-            frame(MESSAGE_TYPE_RESPONSE, FRAME_LEN_MAX + 1),
-            frame(1, 0),
-            frame(3, 0),
-            frame(0xff, 0),
-        ] {
+        assert!(Frames::default().follow(&frame(MESSAGE_TYPE_RESPONSE, FRAME_LEN_MAX)).is_ok());
+        for bad in [frame(MESSAGE_TYPE_RESPONSE, FRAME_LEN_MAX + 1), frame(1, 0), frame(3, 0), frame(0xff, 0)] {
             assert!(Frames::default().follow(&bad).is_err(), "{bad:?}");
         }
     }

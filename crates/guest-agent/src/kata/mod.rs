@@ -57,10 +57,7 @@ pub struct KataAgent {
 impl KataAgent {
     /// A client that has not connected.
     pub fn new(sandbox: SandboxId) -> Self {
-        Self {
-            sandbox,
-            connection: watch::Sender::new(None),
-        }
+        Self { sandbox, connection: watch::Sender::new(None) }
     }
 
     fn connection(&self, subject: &Subject) -> PortResult<Arc<Connection>> {
@@ -84,9 +81,7 @@ impl KataAgent {
     where
         F: Future<Output = ttrpc::Result<R>>,
     {
-        self.connection(subject)?
-            .agent(subject, Patience::Prompt, deadline, call)
-            .await
+        self.connection(subject)?.agent(subject, Patience::Prompt, deadline, call).await
     }
 
     /// A call that waits for something to happen in the guest.
@@ -99,8 +94,6 @@ impl KataAgent {
     where
         F: Future<Output = ttrpc::Result<R>>,
     {
-        self.connection(subject)?
-            .agent(subject, Patience::Patient, deadline, call)
-            .await
+        self.connection(subject)?.agent(subject, Patience::Patient, deadline, call).await
     }
 }

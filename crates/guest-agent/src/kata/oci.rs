@@ -24,10 +24,7 @@ pub(super) struct Unsendable {
 
 impl Unsendable {
     pub(super) fn new(field: &'static str, value: impl Debug) -> Self {
-        Self {
-            field,
-            value: format!("{value:?}"),
-        }
+        Self { field, value: format!("{value:?}") }
     }
 }
 
@@ -89,10 +86,7 @@ fn user(from: &oci::User) -> wire::User {
 
 fn capabilities(from: &oci::LinuxCapabilities) -> Sent<wire::LinuxCapabilities> {
     let names = |set: &Option<oci::Capabilities>| -> Sent<Vec<String>> {
-        let all = set
-            .iter()
-            .flatten()
-            .map(|capability| name("process.capabilities", capability));
+        let all = set.iter().flatten().map(|capability| name("process.capabilities", capability));
         let mut names = all.collect::<Sent<Vec<_>>>()?;
         // A set has no order; a recorded request shall have one.
         names.sort_unstable();
@@ -158,10 +152,7 @@ fn hook(from: &oci::Hook) -> Sent<wire::Hook> {
 }
 
 /// A part that may be absent.
-pub(super) fn part<A, B>(
-    from: &Option<A>,
-    convert: impl FnOnce(&A) -> Sent<B>,
-) -> Sent<MessageField<B>> {
+pub(super) fn part<A, B>(from: &Option<A>, convert: impl FnOnce(&A) -> Sent<B>) -> Sent<MessageField<B>> {
     Ok(from.as_ref().map(convert).transpose()?.into())
 }
 
@@ -182,15 +173,12 @@ pub(super) fn list(from: &Option<Vec<String>>) -> Vec<String> {
 
 /// A path; the protocol's texts are UTF-8, a path need not be.
 pub(super) fn path(field: &'static str, from: &Path) -> Sent<String> {
-    from.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Unsendable::new(field, from))
+    from.to_str().map(str::to_owned).ok_or_else(|| Unsendable::new(field, from))
 }
 
 /// A path that may be absent.
 pub(super) fn maybe_path(field: &'static str, from: &Option<impl AsRef<Path>>) -> Sent<String> {
-    from.as_ref()
-        .map_or_else(|| Ok(String::new()), |from| path(field, from.as_ref()))
+    from.as_ref().map_or_else(|| Ok(String::new()), |from| path(field, from.as_ref()))
 }
 
 /// The name of an enum's value in the specification, which is how the agent knows it.
@@ -233,51 +221,33 @@ mod tests {
         .unwrap();
         assert!(made.Terminal && made.NoNewPrivileges);
         assert_eq!((made.ConsoleSize.Height, made.ConsoleSize.Width), (25, 80));
-        assert_eq!(
-            (made.User.UID, made.User.GID, made.User.Username.as_str()),
-            (1, 2, "u")
-        );
+        assert_eq!((made.User.UID, made.User.GID, made.User.Username.as_str()), (1, 2, "u"));
         assert_eq!(made.User.AdditionalGids, [3, 4]);
-        assert_eq!(
-            (made.Args.len(), made.Env.len(), made.Cwd.as_str()),
-            (2, 1, "/work")
-        );
+        assert_eq!((made.Args.len(), made.Env.len(), made.Cwd.as_str()), (2, 1, "/work"));
         assert_eq!(made.Capabilities.Bounding, ["CAP_CHOWN", "CAP_NET_RAW"]);
         assert_eq!(made.Capabilities.Effective, ["CAP_CHOWN"]);
         assert!(made.Capabilities.Inheritable.is_empty());
         assert_eq!(made.Capabilities.Permitted, ["CAP_KILL"]);
         assert_eq!(made.Capabilities.Ambient, ["CAP_SYS_ADMIN"]);
         let limit = &made.Rlimits[0];
+        assert_eq!((limit.Type.as_str(), limit.Hard, limit.Soft), ("RLIMIT_NOFILE", u64::MAX, 5));
         assert_eq!(
-            (limit.Type.as_str(), limit.Hard, limit.Soft),
-            ("RLIMIT_NOFILE", u64::MAX, 5)
-        );
-        assert_eq!(
-            (
-                made.OOMScoreAdj,
-                made.ApparmorProfile.as_str(),
-                made.SelinuxLabel.as_str()
-            ),
+            (made.OOMScoreAdj, made.ApparmorProfile.as_str(), made.SelinuxLabel.as_str()),
             (-998, "prof", "label")
         );
     }
 
     #[test]
     fn a_console_too_large_is_refused() {
-        let from = read(
-            json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "consoleSize": {"height": 1_u64 << 32, "width": 1}}),
-        );
+        let from =
+            read(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "consoleSize": {"height": 1_u64 << 32, "width": 1}}));
         let error = process(&from).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "process.consoleSize.height 4294967296 has no place in the agent's protocol"
-        );
+        assert_eq!(error.to_string(), "process.consoleSize.height 4294967296 has no place in the agent's protocol");
     }
 
     #[test]
     fn a_specification_is_whole() {
-        let hook =
-            |name: &str| json!([{"path": name, "args": ["a"], "env": ["E=1"], "timeout": 7}]);
+        let hook = |name: &str| json!([{"path": name, "args": ["a"], "env": ["E=1"], "timeout": 7}]);
         let made = spec(&read(json!({
             "ociVersion": "1.1.0",
             "root": {"path": "/run/rootfs", "readonly": true},
@@ -294,28 +264,15 @@ mod tests {
             "linux": {"cgroupsPath": "/cg"}
         })))
         .unwrap();
-        assert_eq!(
-            (made.Version.as_str(), made.Hostname.as_str()),
-            ("1.1.0", "host")
-        );
+        assert_eq!((made.Version.as_str(), made.Hostname.as_str()), ("1.1.0", "host"));
         assert!(made.Process.is_none());
-        assert_eq!(
-            (made.Root.Path.as_str(), made.Root.Readonly),
-            ("/run/rootfs", true)
-        );
+        assert_eq!((made.Root.Path.as_str(), made.Root.Readonly), ("/run/rootfs", true));
         let mount = &made.Mounts[0];
         assert_eq!(
-            (
-                mount.destination.as_str(),
-                mount.type_.as_str(),
-                mount.source.as_str()
-            ),
+            (mount.destination.as_str(), mount.type_.as_str(), mount.source.as_str()),
             ("/proc", "proc", "proc")
         );
-        assert_eq!(
-            (mount.options[0].as_str(), made.Mounts[1].source.as_str()),
-            ("nosuid", "")
-        );
+        assert_eq!((mount.options[0].as_str(), made.Mounts[1].source.as_str()), ("nosuid", ""));
         let hooks = &made.Hooks;
         for (made, path) in [
             (&hooks.Prestart, "/p"),
@@ -326,10 +283,7 @@ mod tests {
             (&hooks.StartContainer, "/sc"),
         ] {
             assert_eq!((made[0].Path.as_str(), made[0].Timeout), (path, 7));
-            assert_eq!(
-                (made[0].Args[0].as_str(), made[0].Env[0].as_str()),
-                ("a", "E=1")
-            );
+            assert_eq!((made[0].Args[0].as_str(), made[0].Env[0].as_str()), ("a", "E=1"));
         }
         assert_eq!(made.Annotations["k"], "v");
         assert_eq!(made.Linux.CgroupsPath, "/cg");

@@ -24,10 +24,7 @@ pub(super) fn linux(from: &oci::Linux) -> Sent<wire::Linux> {
         ReadonlyPaths: list(from.readonly_paths()),
         MountLabel: text(from.mount_label()),
         IntelRdt: part(from.intel_rdt(), |rdt| {
-            Ok(wire::LinuxIntelRdt {
-                L3CacheSchema: text(rdt.l3_cache_schema()),
-                ..Default::default()
-            })
+            Ok(wire::LinuxIntelRdt { L3CacheSchema: text(rdt.l3_cache_schema()), ..Default::default() })
         })?,
         ..Default::default()
     })
@@ -66,9 +63,7 @@ fn device(from: &oci::LinuxDevice) -> Sent<wire::LinuxDevice> {
 fn seccomp(from: &oci::LinuxSeccomp) -> Sent<wire::LinuxSeccomp> {
     Ok(wire::LinuxSeccomp {
         DefaultAction: name("linux.seccomp.defaultAction", &from.default_action())?,
-        Architectures: each(from.architectures(), |arch| {
-            name("linux.seccomp.architectures", arch)
-        })?,
+        Architectures: each(from.architectures(), |arch| name("linux.seccomp.architectures", arch))?,
         Flags: each(from.flags(), |flag| name("linux.seccomp.flags", flag))?,
         Syscalls: each(from.syscalls(), syscall)?,
         ..Default::default()
@@ -88,8 +83,7 @@ fn syscall(from: &oci::LinuxSyscall) -> Sent<wire::LinuxSyscall> {
 fn argument(from: &oci::LinuxSeccompArg) -> Sent<wire::LinuxSeccompArg> {
     let index = from.index();
     Ok(wire::LinuxSeccompArg {
-        Index: u64::try_from(index)
-            .map_err(|_| Unsendable::new("linux.seccomp.syscalls.args.index", index))?,
+        Index: u64::try_from(index).map_err(|_| Unsendable::new("linux.seccomp.syscalls.args.index", index))?,
         Value: from.value(),
         ValueTwo: from.value_two().unwrap_or_default(),
         Op: name("linux.seccomp.syscalls.args.op", &from.op())?,
@@ -103,12 +97,7 @@ pub(super) fn resources(from: &oci::LinuxResources) -> Sent<wire::LinuxResources
         Devices: each(from.devices(), device_rule)?,
         Memory: part(from.memory(), |memory| Ok(self::memory(memory)))?,
         CPU: part(from.cpu(), |cpu| Ok(self::cpu(cpu)))?,
-        Pids: part(from.pids(), |pids| {
-            Ok(wire::LinuxPids {
-                Limit: pids.limit(),
-                ..Default::default()
-            })
-        })?,
+        Pids: part(from.pids(), |pids| Ok(wire::LinuxPids { Limit: pids.limit(), ..Default::default() }))?,
         BlockIO: part(from.block_io(), block_io)?,
         HugepageLimits: each(from.hugepage_limits(), hugepages)?,
         Network: part(from.network(), network)?,
@@ -119,10 +108,7 @@ pub(super) fn resources(from: &oci::LinuxResources) -> Sent<wire::LinuxResources
 fn device_rule(from: &oci::LinuxDeviceCgroup) -> Sent<wire::LinuxDeviceCgroup> {
     Ok(wire::LinuxDeviceCgroup {
         Allow: from.allow(),
-        Type: from
-            .typ()
-            .map(|typ| typ.as_str().to_owned())
-            .unwrap_or_default(),
+        Type: from.typ().map(|typ| typ.as_str().to_owned()).unwrap_or_default(),
         Major: from.major().unwrap_or_default(),
         Minor: from.minor().unwrap_or_default(),
         Access: text(from.access()),
@@ -180,26 +166,16 @@ fn weight(from: &oci::LinuxWeightDevice) -> Sent<wire::LinuxWeightDevice> {
 }
 
 fn throttle(from: &oci::LinuxThrottleDevice) -> Sent<wire::LinuxThrottleDevice> {
-    Ok(wire::LinuxThrottleDevice {
-        Major: from.major(),
-        Minor: from.minor(),
-        Rate: from.rate(),
-        ..Default::default()
-    })
+    Ok(wire::LinuxThrottleDevice { Major: from.major(), Minor: from.minor(), Rate: from.rate(), ..Default::default() })
 }
 
 fn hugepages(from: &oci::LinuxHugepageLimit) -> Sent<wire::LinuxHugepageLimit> {
     let limit = match from.limit() {
         // No limit: the agent reads the field as signed.
         -1 => u64::MAX,
-        limit => u64::try_from(limit)
-            .map_err(|_| Unsendable::new("linux.resources.hugepageLimits.limit", limit))?,
+        limit => u64::try_from(limit).map_err(|_| Unsendable::new("linux.resources.hugepageLimits.limit", limit))?,
     };
-    Ok(wire::LinuxHugepageLimit {
-        Pagesize: from.page_size().clone(),
-        Limit: limit,
-        ..Default::default()
-    })
+    Ok(wire::LinuxHugepageLimit { Pagesize: from.page_size().clone(), Limit: limit, ..Default::default() })
 }
 
 fn network(from: &oci::LinuxNetwork) -> Sent<wire::LinuxNetwork> {

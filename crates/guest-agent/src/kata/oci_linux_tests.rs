@@ -31,50 +31,21 @@ fn resources_are_whole() {
     })))
     .unwrap();
 
-    let rules: Vec<_> = made
-        .Devices
-        .iter()
-        .map(|d| {
-            (
-                d.Allow,
-                d.Type.as_str(),
-                d.Major,
-                d.Minor,
-                d.Access.as_str(),
-            )
-        })
-        .collect();
+    let rules: Vec<_> =
+        made.Devices.iter().map(|d| (d.Allow, d.Type.as_str(), d.Major, d.Minor, d.Access.as_str())).collect();
     assert_eq!(rules[0], (false, "", 0, 0, "rwm"));
     assert_eq!(rules[1], (true, "c", -1, 5, "r"));
     let memory = &made.Memory;
     assert_eq!((memory.Limit, memory.Reservation, memory.Swap), (-1, 2, -1));
-    assert_eq!(
-        (
-            memory.Kernel,
-            memory.KernelTCP,
-            memory.Swappiness,
-            memory.DisableOOMKiller
-        ),
-        (4, 5, 60, true)
-    );
+    assert_eq!((memory.Kernel, memory.KernelTCP, memory.Swappiness, memory.DisableOOMKiller), (4, 5, 60, true));
     let cpu = &made.CPU;
     assert_eq!((cpu.Shares, cpu.Quota, cpu.Period), (1024, -1, 100_000));
-    assert_eq!(
-        (cpu.RealtimeRuntime, cpu.RealtimePeriod),
-        (950_000, 1_000_000)
-    );
+    assert_eq!((cpu.RealtimeRuntime, cpu.RealtimePeriod), (950_000, 1_000_000));
     assert_eq!((cpu.Cpus.as_str(), cpu.Mems.as_str()), ("0-3", "0"));
     assert_eq!(made.Pids.Limit, -1);
     let io = &made.BlockIO;
     assert_eq!((io.Weight, io.LeafWeight), (10, 11));
-    assert_eq!(
-        (
-            io.WeightDevice[0].Major,
-            io.WeightDevice[0].Weight,
-            io.WeightDevice[0].LeafWeight
-        ),
-        (8, 500, 300)
-    );
+    assert_eq!((io.WeightDevice[0].Major, io.WeightDevice[0].Weight, io.WeightDevice[0].LeafWeight), (8, 500, 300));
     let rates = [
         &io.ThrottleReadBpsDevice,
         &io.ThrottleWriteBpsDevice,
@@ -82,19 +53,9 @@ fn resources_are_whole() {
         &io.ThrottleWriteIOPSDevice,
     ];
     assert_eq!(rates.map(|devices| devices[0].Rate), [1, 2, 3, 4]);
-    let limits: Vec<_> = made
-        .HugepageLimits
-        .iter()
-        .map(|limit| (limit.Pagesize.as_str(), limit.Limit))
-        .collect();
+    let limits: Vec<_> = made.HugepageLimits.iter().map(|limit| (limit.Pagesize.as_str(), limit.Limit)).collect();
     assert_eq!(limits, [("2MB", 4096), ("1GB", u64::MAX)]);
-    assert_eq!(
-        (
-            made.Network.ClassID,
-            made.Network.Priorities[0].Name.as_str()
-        ),
-        (7, "eth0")
-    );
+    assert_eq!((made.Network.ClassID, made.Network.Priorities[0].Name.as_str()), (7, "eth0"));
     assert_eq!(made.Network.Priorities[0].Priority, 9);
 }
 
@@ -143,81 +104,38 @@ fn the_linux_part_is_whole() {
     assert_eq!((uid.HostID, uid.ContainerID, uid.Size), (1000, 0, 10));
     assert_eq!((gid.HostID, gid.ContainerID, gid.Size), (2000, 1, 20));
     assert_eq!(made.Sysctl["net.ipv4.ip_forward"], "1");
-    assert_eq!(
-        (made.Resources.Pids.Limit, made.CgroupsPath.as_str()),
-        (5, "/cg")
-    );
-    let namespaces: Vec<_> = made
-        .Namespaces
-        .iter()
-        .map(|ns| (ns.Type.as_str(), ns.Path.as_str()))
-        .collect();
-    assert_eq!(
-        namespaces,
-        [("pid", ""), ("network", "/run/netns/x"), ("mount", "")]
-    );
+    assert_eq!((made.Resources.Pids.Limit, made.CgroupsPath.as_str()), (5, "/cg"));
+    let namespaces: Vec<_> = made.Namespaces.iter().map(|ns| (ns.Type.as_str(), ns.Path.as_str())).collect();
+    assert_eq!(namespaces, [("pid", ""), ("network", "/run/netns/x"), ("mount", "")]);
     let device = &made.Devices[0];
-    assert_eq!(
-        (device.Path.as_str(), device.Type.as_str()),
-        ("/dev/fuse", "c")
-    );
-    assert_eq!(
-        (
-            device.Major,
-            device.Minor,
-            device.FileMode,
-            device.UID,
-            device.GID
-        ),
-        (10, 229, 0o666, 1, 2)
-    );
+    assert_eq!((device.Path.as_str(), device.Type.as_str()), ("/dev/fuse", "c"));
+    assert_eq!((device.Major, device.Minor, device.FileMode, device.UID, device.GID), (10, 229, 0o666, 1, 2));
     let filter = &made.Seccomp;
     assert_eq!(
-        (
-            filter.DefaultAction.as_str(),
-            filter.Architectures[0].as_str()
-        ),
+        (filter.DefaultAction.as_str(), filter.Architectures[0].as_str()),
         ("SCMP_ACT_ERRNO", "SCMP_ARCH_X86_64")
     );
     assert_eq!(filter.Flags, ["SECCOMP_FILTER_FLAG_LOG"]);
     let call = &filter.Syscalls[0];
-    assert_eq!(
-        (call.Names[0].as_str(), call.Action.as_str(), call.errnoret),
-        ("clone", "SCMP_ACT_ALLOW", 1)
-    );
+    assert_eq!((call.Names[0].as_str(), call.Action.as_str(), call.errnoret), ("clone", "SCMP_ACT_ALLOW", 1));
     let arg = &call.Args[0];
-    assert_eq!(
-        (arg.Index, arg.Value, arg.ValueTwo, arg.Op.as_str()),
-        (1, 2, 3, "SCMP_CMP_MASKED_EQ")
-    );
-    assert_eq!(
-        (made.RootfsPropagation.as_str(), made.MountLabel.as_str()),
-        ("rslave", "label")
-    );
-    assert_eq!(
-        (made.MaskedPaths[0].as_str(), made.ReadonlyPaths[0].as_str()),
-        ("/proc/kcore", "/proc/sys")
-    );
+    assert_eq!((arg.Index, arg.Value, arg.ValueTwo, arg.Op.as_str()), (1, 2, 3, "SCMP_CMP_MASKED_EQ"));
+    assert_eq!((made.RootfsPropagation.as_str(), made.MountLabel.as_str()), ("rslave", "label"));
+    assert_eq!((made.MaskedPaths[0].as_str(), made.ReadonlyPaths[0].as_str()), ("/proc/kcore", "/proc/sys"));
     assert_eq!(made.IntelRdt.L3CacheSchema, "L3:0=f");
 }
 
 /// The Kata agent parses these names with the same library and panics at one it does not know.
 #[test]
 fn the_agent_knows_our_names() {
-    use oci::{
-        Arch, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator, PosixRlimitType,
-    };
+    use oci::{Arch, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator, PosixRlimitType};
     fn holds<T: FromStr + PartialEq + std::fmt::Debug + serde::Serialize>(value: T) {
         let name = name("test", &value).unwrap();
         assert!(T::from_str(&name).is_ok_and(|read| read == value), "{name}");
     }
-    for arch in [
-        Arch::ScmpArchNative,
-        Arch::ScmpArchX86,
-        Arch::ScmpArchX86_64,
-        Arch::ScmpArchX32,
-        Arch::ScmpArchAarch64,
-    ] {
+    for arch in
+        [Arch::ScmpArchNative, Arch::ScmpArchX86, Arch::ScmpArchX86_64, Arch::ScmpArchX32, Arch::ScmpArchAarch64]
+    {
         holds(arch);
     }
     holds(Arch::ScmpArchMips64n32);

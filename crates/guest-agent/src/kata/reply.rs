@@ -18,11 +18,7 @@ const BLOCK_MAX: u64 = 64 << 30;
 const VERSION_LEN_MAX: usize = 128;
 
 /// Output, at most `asked` bytes of it.
-pub(super) fn output(
-    subject: &Subject,
-    reply: ReadStreamResponse,
-    asked: u32,
-) -> PortResult<Vec<u8>> {
+pub(super) fn output(subject: &Subject, reply: ReadStreamResponse, asked: u32) -> PortResult<Vec<u8>> {
     let got = reply.data.len();
     if u32::try_from(got).is_ok_and(|got| got <= asked) {
         Ok(reply.data)
@@ -32,18 +28,11 @@ pub(super) fn output(
 }
 
 /// The number of bytes taken, of `given`.
-pub(super) fn taken(
-    subject: &Subject,
-    reply: &WriteStreamResponse,
-    given: usize,
-) -> PortResult<u32> {
+pub(super) fn taken(subject: &Subject, reply: &WriteStreamResponse, given: usize) -> PortResult<u32> {
     if usize::try_from(reply.len).is_ok_and(|taken| taken <= given) {
         Ok(reply.len)
     } else {
-        Err(subject.broken(format!(
-            "{} bytes were taken, {given} were given",
-            reply.len
-        )))
+        Err(subject.broken(format!("{} bytes were taken, {given} were given", reply.len)))
     }
 }
 
@@ -52,10 +41,7 @@ pub(super) fn status(subject: &Subject, reply: &WaitProcessResponse) -> PortResu
     if (0..=255).contains(&reply.status) {
         Ok(reply.status)
     } else {
-        Err(subject.broken(format!(
-            "exit status {} is not within 0..=255",
-            reply.status
-        )))
+        Err(subject.broken(format!("exit status {} is not within 0..=255", reply.status)))
     }
 }
 
@@ -66,25 +52,12 @@ pub(super) fn details(subject: &Subject, reply: GuestDetailsResponse) -> PortRes
         let wish = format!("0 or a power of two within {BLOCK_MIN}..={BLOCK_MAX}");
         return Err(subject.broken(format!("a memory block of {block} bytes is not {wish}")));
     }
-    let version = reply
-        .agent_details
-        .into_option()
-        .unwrap_or_default()
-        .version;
-    if version.len() > VERSION_LEN_MAX
-        || !version
-            .bytes()
-            .all(|byte| byte == b' ' || byte.is_ascii_graphic())
-    {
+    let version = reply.agent_details.into_option().unwrap_or_default().version;
+    if version.len() > VERSION_LEN_MAX || !version.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
         let shown = first_line(&version);
-        return Err(subject.broken(format!(
-            "version {shown:?} is not at most {VERSION_LEN_MAX} printable bytes"
-        )));
+        return Err(subject.broken(format!("version {shown:?} is not at most {VERSION_LEN_MAX} printable bytes")));
     }
-    Ok(GuestDetails {
-        memory_block_bytes: block,
-        agent_version: version,
-    })
+    Ok(GuestDetails { memory_block_bytes: block, agent_version: version })
 }
 
 /// The container that ran out of memory.
@@ -115,10 +88,7 @@ mod tests {
     }
 
     fn described(block: u64, version: &str) -> PortResult<GuestDetails> {
-        let details = AgentDetails {
-            version: version.to_owned(),
-            ..Default::default()
-        };
+        let details = AgentDetails { version: version.to_owned(), ..Default::default() };
         let reply = GuestDetailsResponse {
             mem_block_size_bytes: block,
             agent_details: MessageField::some(details),
@@ -133,67 +103,34 @@ mod tests {
             assert_eq!(described(block, "4.1.0").unwrap().memory_block_bytes, block);
         }
         for block in [1, 4096, (128 << 20) + 1, 128 << 30, u64::MAX] {
-            assert_eq!(
-                described(block, "").unwrap_err().kind,
-                ErrorKind::Protocol,
-                "{block}"
-            );
+            assert_eq!(described(block, "").unwrap_err().kind, ErrorKind::Protocol, "{block}");
         }
         for version in ["x".repeat(129), "4\n".to_owned(), "\x1b[2J".to_owned()] {
-            assert_eq!(
-                described(0, &version).unwrap_err().kind,
-                ErrorKind::Protocol
-            );
+            assert_eq!(described(0, &version).unwrap_err().kind, ErrorKind::Protocol);
         }
-        assert_eq!(
-            super::details(&subject(), GuestDetailsResponse::new()).unwrap(),
-            GuestDetails::default()
-        );
+        assert_eq!(super::details(&subject(), GuestDetailsResponse::new()).unwrap(), GuestDetails::default());
     }
 
     #[test]
     fn numbers_are_within_their_range() {
-        let read = |len: usize| ReadStreamResponse {
-            data: vec![0; len],
-            ..Default::default()
-        };
+        let read = |len: usize| ReadStreamResponse { data: vec![0; len], ..Default::default() };
         assert_eq!(output(&subject(), read(4), 4).unwrap().len(), 4);
-        assert_eq!(
-            output(&subject(), read(5), 4).unwrap_err().kind,
-            ErrorKind::Protocol
-        );
-        let wrote = |len| WriteStreamResponse {
-            len,
-            ..Default::default()
-        };
+        assert_eq!(output(&subject(), read(5), 4).unwrap_err().kind, ErrorKind::Protocol);
+        let wrote = |len| WriteStreamResponse { len, ..Default::default() };
         assert_eq!(taken(&subject(), &wrote(3), 3).unwrap(), 3);
         assert!(taken(&subject(), &wrote(4), 3).is_err());
-        let ended = |status| WaitProcessResponse {
-            status,
-            ..Default::default()
-        };
+        let ended = |status| WaitProcessResponse { status, ..Default::default() };
         assert_eq!(status(&subject(), &ended(137)).unwrap(), 137);
-        assert!(
-            status(&subject(), &ended(-1)).is_err() && status(&subject(), &ended(256)).is_err()
-        );
+        assert!(status(&subject(), &ended(-1)).is_err() && status(&subject(), &ended(256)).is_err());
     }
 
     #[test]
     fn names_are_checked() {
-        let event = |id: &str| OOMEvent {
-            container_id: id.to_owned(),
-            ..Default::default()
-        };
+        let event = |id: &str| OOMEvent { container_id: id.to_owned(), ..Default::default() };
         assert_eq!(oom(&subject(), &event("web")).unwrap().as_str(), "web");
-        assert_eq!(
-            oom(&subject(), &event("../../etc")).unwrap_err().kind,
-            ErrorKind::Protocol
-        );
+        assert_eq!(oom(&subject(), &event("../../etc")).unwrap_err().kind, ErrorKind::Protocol);
         let mac = MacAddress([2, 0, 0, 0, 0, 0xab]);
-        let reply = |text: &str| Interface {
-            hwAddr: text.to_owned(),
-            ..Default::default()
-        };
+        let reply = |text: &str| Interface { hwAddr: text.to_owned(), ..Default::default() };
         assert!(interface(&subject(), &reply("02:00:00:00:00:AB"), mac).is_ok());
         assert!(interface(&subject(), &reply("02:00:00:00:00:ac"), mac).is_err());
     }

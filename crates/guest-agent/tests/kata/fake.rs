@@ -65,20 +65,11 @@ impl Fake {
                 tokio::spawn(meet(stream, fronts[nth].clone(), accepted.clone()));
             }
         });
-        Self {
-            _dir: dir,
-            socket,
-            connections,
-            containers,
-            _server: server,
-        }
+        Self { _dir: dir, socket, connections, containers, _server: server }
     }
 
     pub fn address(&self) -> AgentAddress {
-        AgentAddress::Hybrid {
-            socket: self.socket.clone(),
-            port: AGENT_PORT,
-        }
+        AgentAddress::Hybrid { socket: self.socket.clone(), port: AGENT_PORT }
     }
 }
 
@@ -178,10 +169,7 @@ pub fn serving(stream: u32) -> Vec<u8> {
 }
 
 fn health() -> HealthCheckResponse {
-    HealthCheckResponse {
-        status: ServingStatus::SERVING.into(),
-        ..Default::default()
-    }
+    HealthCheckResponse { status: ServingStatus::SERVING.into(), ..Default::default() }
 }
 
 struct Healthy;
@@ -204,20 +192,12 @@ fn refuse<T>(code: Code, text: &str) -> ttrpc::Result<T> {
 
 #[async_trait::async_trait]
 impl AgentService for Agent {
-    async fn create_container(
-        &self,
-        _: &TtrpcContext,
-        asked: CreateContainerRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn create_container(&self, _: &TtrpcContext, asked: CreateContainerRequest) -> ttrpc::Result<Empty> {
         self.containers.lock().unwrap().push(asked);
         Ok(Empty::new())
     }
 
-    async fn start_container(
-        &self,
-        _: &TtrpcContext,
-        asked: StartContainerRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn start_container(&self, _: &TtrpcContext, asked: StartContainerRequest) -> ttrpc::Result<Empty> {
         let codes = HashMap::from([
             ("missing", Code::NOT_FOUND),
             ("there", Code::ALREADY_EXISTS),
@@ -233,11 +213,7 @@ impl AgentService for Agent {
         }
     }
 
-    async fn read_stdout(
-        &self,
-        _: &TtrpcContext,
-        asked: ReadStreamRequest,
-    ) -> ttrpc::Result<ReadStreamResponse> {
+    async fn read_stdout(&self, _: &TtrpcContext, asked: ReadStreamRequest) -> ttrpc::Result<ReadStreamResponse> {
         let len = usize::try_from(asked.len).unwrap();
         let data = match asked.container_id.as_str() {
             "eof" => return refuse(Code::INVALID_ARGUMENT, "read meet eof\n\nStack backtrace:"),
@@ -247,63 +223,28 @@ impl AgentService for Agent {
             "huge" => vec![b'x'; 1 << 20],
             _ => vec![b'x'; len],
         };
-        Ok(ReadStreamResponse {
-            data,
-            ..Default::default()
-        })
+        Ok(ReadStreamResponse { data, ..Default::default() })
     }
 
-    async fn write_stdin(
-        &self,
-        _: &TtrpcContext,
-        asked: WriteStreamRequest,
-    ) -> ttrpc::Result<WriteStreamResponse> {
+    async fn write_stdin(&self, _: &TtrpcContext, asked: WriteStreamRequest) -> ttrpc::Result<WriteStreamResponse> {
         let len = u32::try_from(asked.data.len()).unwrap();
-        Ok(WriteStreamResponse {
-            len,
-            ..Default::default()
-        })
+        Ok(WriteStreamResponse { len, ..Default::default() })
     }
 
-    async fn wait_process(
-        &self,
-        _: &TtrpcContext,
-        asked: WaitProcessRequest,
-    ) -> ttrpc::Result<WaitProcessResponse> {
+    async fn wait_process(&self, _: &TtrpcContext, asked: WaitProcessRequest) -> ttrpc::Result<WaitProcessResponse> {
         let status = if asked.exec_id == "killed" { 137 } else { -1 };
-        Ok(WaitProcessResponse {
-            status,
-            ..Default::default()
-        })
+        Ok(WaitProcessResponse { status, ..Default::default() })
     }
 
-    async fn update_interface(
-        &self,
-        _: &TtrpcContext,
-        asked: UpdateInterfaceRequest,
-    ) -> ttrpc::Result<Interface> {
+    async fn update_interface(&self, _: &TtrpcContext, asked: UpdateInterfaceRequest) -> ttrpc::Result<Interface> {
         Ok(asked.interface.unwrap())
     }
 
-    async fn get_guest_details(
-        &self,
-        _: &TtrpcContext,
-        _: GuestDetailsRequest,
-    ) -> ttrpc::Result<GuestDetailsResponse> {
-        Ok(GuestDetailsResponse {
-            mem_block_size_bytes: 128 << 20,
-            ..Default::default()
-        })
+    async fn get_guest_details(&self, _: &TtrpcContext, _: GuestDetailsRequest) -> ttrpc::Result<GuestDetailsResponse> {
+        Ok(GuestDetailsResponse { mem_block_size_bytes: 128 << 20, ..Default::default() })
     }
 
-    async fn get_oom_event(
-        &self,
-        _: &TtrpcContext,
-        _: GetOOMEventRequest,
-    ) -> ttrpc::Result<OOMEvent> {
-        Ok(OOMEvent {
-            container_id: "../../etc".to_owned(),
-            ..Default::default()
-        })
+    async fn get_oom_event(&self, _: &TtrpcContext, _: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
+        Ok(OOMEvent { container_id: "../../etc".to_owned(), ..Default::default() })
     }
 }

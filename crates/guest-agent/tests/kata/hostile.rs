@@ -17,10 +17,7 @@ async fn raw(make: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Fake {
 }
 
 fn data(len: usize) -> ReadStreamResponse {
-    ReadStreamResponse {
-        data: vec![b'x'; len],
-        ..Default::default()
-    }
+    ReadStreamResponse { data: vec![b'x'; len], ..Default::default() }
 }
 
 /// Bytes that look like nothing.
@@ -39,12 +36,8 @@ fn noise(len: usize) -> Vec<u8> {
 async fn what_breaks_the_stream_ends_the_connection() {
     type Make = fn(u32) -> Vec<u8>;
     let table: [(&str, Make); 6] = [
-        ("an oversize answer", |stream| {
-            answer(stream, &data(1 << 20))
-        }),
-        ("an endless length", |stream| {
-            [&[0xff; 4][..], &stream.to_be_bytes(), &[2, 0]].concat()
-        }),
+        ("an oversize answer", |stream| answer(stream, &data(1 << 20))),
+        ("an endless length", |stream| [&[0xff; 4][..], &stream.to_be_bytes(), &[2, 0]].concat()),
         ("a request", |stream| frame(stream, 1, b"")),
         ("a piece of a stream", |stream| frame(stream, 3, b"x")),
         ("no type at all", |stream| frame(stream, 0xee, b"x")),
@@ -54,11 +47,7 @@ async fn what_breaks_the_stream_ends_the_connection() {
         let fake = raw(make).await;
         let agent = connected(&fake).await;
         let error = agent.read_stdout(read("web", 9), soon()).await.unwrap_err();
-        assert_eq!(
-            (error.kind, error.outcome),
-            (ErrorKind::Protocol, Outcome::Doubtful),
-            "{what}: {error}"
-        );
+        assert_eq!((error.kind, error.outcome), (ErrorKind::Protocol, Outcome::Doubtful), "{what}: {error}");
         let after = agent.check((), soon()).await.unwrap_err();
         assert_eq!(after.kind, ErrorKind::PeerGone, "{what}: {after}");
         agent.connect(fake.address(), soon()).await.unwrap();
@@ -75,13 +64,9 @@ async fn what_breaks_one_answer_fails_one_call() {
     };
     let table: [(&str, Make); 4] = [
         ("no protobuf", |stream| frame(stream, 2, &[0xff; 64])),
-        ("a text that is no UTF-8", |stream| {
-            frame(stream, 2, &[0x0a, 4, 0x12, 2, 0xff, 0xff])
-        }),
+        ("a text that is no UTF-8", |stream| frame(stream, 2, &[0x0a, 4, 0x12, 2, 0xff, 0xff])),
         ("endless groups", deep),
-        ("a longer read than asked", |stream| {
-            answer(stream, &data(10))
-        }),
+        ("a longer read than asked", |stream| answer(stream, &data(10))),
     ];
     for (what, make) in table {
         let fake = raw(make).await;
@@ -107,10 +92,7 @@ async fn answers_that_nobody_asked_for_are_dropped() {
     .await;
     let agent = connected(&fake).await;
     for _ in 0..3 {
-        assert_eq!(
-            agent.read_stdout(read("web", 9), soon()).await.unwrap(),
-            b"xxx"
-        );
+        assert_eq!(agent.read_stdout(read("web", 9), soon()).await.unwrap(), b"xxx");
     }
 }
 
@@ -118,10 +100,7 @@ async fn answers_that_nobody_asked_for_are_dropped() {
 async fn an_answer_to_another_call_is_no_answer() {
     let fake = raw(|stream| answer(stream + 2, &data(3))).await;
     let agent = connected(&fake).await;
-    let error = agent
-        .read_stdout(read("web", 9), within(50))
-        .await
-        .unwrap_err();
+    let error = agent.read_stdout(read("web", 9), within(50)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::TimedOut, "{error}");
     agent.check((), soon()).await.unwrap();
 }
@@ -134,10 +113,7 @@ async fn a_guest_that_dies_is_gone() {
         let agent = connected(&fake).await;
         let reading = agent.read_stdout(read("web", 9), within(200));
         let error = reading.await.unwrap_err();
-        assert!(
-            matches!(error.kind, ErrorKind::PeerGone | ErrorKind::TimedOut),
-            "{error}"
-        );
+        assert!(matches!(error.kind, ErrorKind::PeerGone | ErrorKind::TimedOut), "{error}");
         assert_eq!(error.outcome, Outcome::Doubtful);
     }
 }
@@ -146,16 +122,9 @@ async fn a_guest_that_dies_is_gone() {
 async fn an_agent_that_does_not_read_holds_nobody_up() {
     let fake = Fake::start(vec![Front::Deaf]).await;
     let agent = connected(&fake).await;
-    let written = WriteInput {
-        process: process("web"),
-        data: vec![0; 3 << 20],
-    };
+    let written = WriteInput { process: process("web"), data: vec![0; 3 << 20] };
     let error = agent.write_stdin(written, within(100)).await.unwrap_err();
-    assert_eq!(
-        (error.kind, error.outcome),
-        (ErrorKind::TimedOut, Outcome::Doubtful),
-        "{error}"
-    );
+    assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful), "{error}");
     // Half a request is on its way, so nothing more can be said on this connection.
     let after = agent.check((), within(1_000)).await.unwrap_err();
     assert_eq!(after.kind, ErrorKind::PeerGone, "{after}");

@@ -24,9 +24,7 @@ fn soon() -> Instant {
 }
 
 fn client() -> Arc<dyn GuestAgent> {
-    KataAgentFactory
-        .create(&SandboxId::new("pod").unwrap())
-        .unwrap()
+    KataAgentFactory.create(&SandboxId::new("pod").unwrap()).unwrap()
 }
 
 /// A client that is connected to `fake`.
@@ -41,15 +39,9 @@ fn container(id: &str) -> ContainerId {
 }
 
 fn process(id: &str) -> ProcessRef {
-    ProcessRef {
-        container: container(id),
-        exec: String::new(),
-    }
+    ProcessRef { container: container(id), exec: String::new() }
 }
 
 fn read(id: &str, len: u32) -> ReadOutput {
-    ReadOutput {
-        process: process(id),
-        len,
-    }
+    ReadOutput { process: process(id), len }
 }

@@ -4,9 +4,8 @@ use agent_protocol::oci::{LinuxCapabilities, Process};
 use anyhow::{Context, Result};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
-    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, configure_capability_in_ambient_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
 
 /// Becomes the user the process is to run as, with no more capabilities than it is to have.
@@ -17,11 +16,7 @@ pub(super) fn assume(process: &Process) -> Result<()> {
         bound(set_of(&capabilities.Bounding)).context("bound the capabilities")?;
     }
     let user = &process.User;
-    let groups: Vec<Gid> = user
-        .AdditionalGids
-        .iter()
-        .map(|gid| Gid::from_raw(*gid))
-        .collect();
+    let groups: Vec<Gid> = user.AdditionalGids.iter().map(|gid| Gid::from_raw(*gid)).collect();
     setgroups(&groups).context("set additional groups")?;
     setgid(Gid::from_raw(user.GID)).context("set the group")?;
     // Changing the user would drop what is still needed to set the capabilities.
@@ -62,10 +57,7 @@ fn reduce(capabilities: &LinuxCapabilities) -> rustix::io::Result<()> {
 
 /// Names the kernel of this guest may not know are left out.
 fn set_of(names: &[String]) -> CapabilitySet {
-    names
-        .iter()
-        .filter_map(|name| CapabilitySet::from_name(name.strip_prefix("CAP_")?))
-        .collect()
+    names.iter().filter_map(|name| CapabilitySet::from_name(name.strip_prefix("CAP_")?)).collect()
 }
 
 #[cfg(test)]
@@ -74,14 +66,7 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_by_name() {
-        let names = [
-            "CAP_CHOWN".to_owned(),
-            "CAP_NET_RAW".to_owned(),
-            "CAP_X".to_owned(),
-        ];
-        assert_eq!(
-            set_of(&names),
-            CapabilitySet::CHOWN | CapabilitySet::NET_RAW
-        );
+        let names = ["CAP_CHOWN".to_owned(), "CAP_NET_RAW".to_owned(), "CAP_X".to_owned()];
+        assert_eq!(set_of(&names), CapabilitySet::CHOWN | CapabilitySet::NET_RAW);
     }
 }

@@ -33,9 +33,7 @@ pub(super) fn default_mount() -> Mount {
         destination: "/dev".to_owned(),
         source: "tmpfs".to_owned(),
         type_: "tmpfs".to_owned(),
-        options: ["nosuid", "strictatime", "mode=755", "size=65536k"]
-            .map(str::to_owned)
-            .to_vec(),
+        options: ["nosuid", "strictatime", "mode=755", "size=65536k"].map(str::to_owned).to_vec(),
         ..Mount::default()
     }
 }
@@ -66,11 +64,7 @@ fn make_specified(device: &LinuxDevice) -> Result<()> {
         fs::create_dir_all(parent)?;
     }
     let number = (u64::try_from(device.Major)?, u64::try_from(device.Minor)?);
-    let mode = if device.FileMode == 0 {
-        0o660
-    } else {
-        device.FileMode
-    };
+    let mode = if device.FileMode == 0 { 0o660 } else { device.FileMode };
     make(&device.Path, kind, number, mode)?;
     chown(&device.Path, Some(device.UID), Some(device.GID))?;
     Ok(())

@@ -139,13 +139,7 @@ fn become_process(job: &Job, gate: &mut UnixStream) -> Result<()> {
         rustix::process::ioctl_tiocsctty(std::io::stdin()).context("take the terminal")?;
     }
     std::fs::write("/proc/self/oom_score_adj", process.OOMScoreAdj.to_string())
-        .or_else(|error| {
-            if process.OOMScoreAdj == 0 {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })
+        .or_else(|error| if process.OOMScoreAdj == 0 { Ok(()) } else { Err(error) })
         .context("set the OOM score")?;
     if let Job::Create(spec) = job {
         if !spec.Hostname.is_empty() && has_namespace(spec, "uts") {
@@ -155,16 +149,12 @@ fn become_process(job: &Job, gate: &mut UnixStream) -> Result<()> {
     }
     let program = program::Program::prepare(process)?;
     writeln!(gate, "{READY}")?;
-    gate.read_exact(&mut [0; START.len()])
-        .context("wait for the start")?;
+    gate.read_exact(&mut [0; START.len()]).context("wait for the start")?;
     program.execute(gate)
 }
 
 fn has_namespace(spec: &Spec, kind: &str) -> bool {
-    spec.Linux
-        .Namespaces
-        .iter()
-        .any(|namespace| namespace.Type == kind)
+    spec.Linux.Namespaces.iter().any(|namespace| namespace.Type == kind)
 }
 
 /// Enters a new namespace of each kind that is listed, or the one whose path is given.

@@ -58,10 +58,7 @@ impl Program {
 
 fn change_directory(directory: &str) -> Result<()> {
     let directory = if directory.is_empty() { "/" } else { directory };
-    ensure!(
-        directory.starts_with('/'),
-        "directory `{directory}` is not absolute"
-    );
+    ensure!(directory.starts_with('/'), "directory `{directory}` is not absolute");
     if std::env::set_current_dir(directory).is_err() {
         fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
         std::env::set_current_dir(directory).with_context(|| format!("enter {directory}"))?;
@@ -70,10 +67,7 @@ fn change_directory(directory: &str) -> Result<()> {
 }
 
 fn search_path(environment: &[String]) -> &str {
-    let given = environment
-        .iter()
-        .rev()
-        .find_map(|entry| entry.strip_prefix("PATH="));
+    let given = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
     given.unwrap_or(DEFAULT_PATH)
 }
 
@@ -83,9 +77,7 @@ fn find(name: &str, path: &str) -> Result<PathBuf> {
     }
     for directory in path.split(':').filter(|directory| !directory.is_empty()) {
         let candidate = Path::new(directory).join(name);
-        if fs::metadata(&candidate)
-            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-        {
+        if fs::metadata(&candidate).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0) {
             return Ok(candidate);
         }
     }
@@ -96,19 +88,13 @@ fn find(name: &str, path: &str) -> Result<PathBuf> {
 fn with_home(process: &Process) -> Vec<String> {
     let mut environment = process.Env.clone();
     if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
-        environment.push(format!(
-            "HOME={}",
-            if process.User.UID == 0 { "/root" } else { "/" }
-        ));
+        environment.push(format!("HOME={}", if process.User.UID == 0 { "/root" } else { "/" }));
     }
     environment
 }
 
 fn to_c_strings(strings: &[String]) -> Result<Vec<CString>> {
-    Ok(strings
-        .iter()
-        .map(|text| CString::new(text.as_str()))
-        .collect::<Result<_, _>>()?)
+    Ok(strings.iter().map(|text| CString::new(text.as_str())).collect::<Result<_, _>>()?)
 }
 
 fn set_limit(limit: &POSIXRlimit) -> Result<()> {
@@ -132,10 +118,7 @@ fn set_limit(limit: &POSIXRlimit) -> Result<()> {
         other => bail!("resource limit `{other}` is not known"),
     };
     let bound = |value| (value != u64::MAX).then_some(value);
-    let value = Rlimit {
-        current: bound(limit.Soft),
-        maximum: bound(limit.Hard),
-    };
+    let value = Rlimit { current: bound(limit.Soft), maximum: bound(limit.Hard) };
     setrlimit(resource, value).with_context(|| format!("set {}", limit.Type))
 }
 

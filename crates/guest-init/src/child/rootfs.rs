@@ -24,19 +24,14 @@ const NONE: Option<&str> = None;
 
 /// Makes the container's root the root of this process.
 pub(super) fn enter(spec: &Spec) -> Result<()> {
-    let root = bind_root(Path::new(&spec.Root.Path))
-        .with_context(|| format!("prepare root {}", spec.Root.Path))?;
+    let root = bind_root(Path::new(&spec.Root.Path)).with_context(|| format!("prepare root {}", spec.Root.Path))?;
     if !spec.Mounts.iter().any(|entry| entry.destination == "/dev") {
         // Device nodes must not end up in the image.
         mount_entry(&root, &devices::default_mount()).context("mount /dev")?;
     }
     for entry in &spec.Mounts {
-        mount_entry(&root, entry).with_context(|| {
-            format!(
-                "mount {} ({}) at {}",
-                entry.source, entry.type_, entry.destination
-            )
-        })?;
+        mount_entry(&root, entry)
+            .with_context(|| format!("mount {} ({}) at {}", entry.source, entry.type_, entry.destination))?;
     }
     pivot(&root).context("change the root")?;
     devices::make_all(&spec.Linux.Devices)?;
@@ -56,25 +51,9 @@ pub(super) fn enter(spec: &Spec) -> Result<()> {
 fn bind_root(root: &Path) -> Result<OwnedFd> {
     // Nothing mounted here may show in the guest.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)?;
-    mount(
-        Some(root),
-        root,
-        NONE,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        NONE,
-    )?;
-    mount(
-        NONE,
-        root,
-        NONE,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        NONE,
-    )?;
-    Ok(open(
-        root,
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?)
+    mount(Some(root), root, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
+    mount(NONE, root, NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    Ok(open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 fn pivot(root: &OwnedFd) -> Result<()> {
@@ -96,25 +75,13 @@ fn mount_entry(root: &OwnedFd, entry: &Mount) -> Result<()> {
     let target = make_target(root, Path::new(&entry.destination), directory)?;
     if bind {
         let flags = MsFlags::MS_BIND | (options.flags & MsFlags::MS_REC);
-        mount(
-            Some(entry.source.as_str()),
-            &proc_path(&target),
-            NONE,
-            flags,
-            NONE,
-        )?;
+        mount(Some(entry.source.as_str()), &proc_path(&target), NONE, flags, NONE)?;
     } else {
         let (kind, data) = match entry.type_.as_str() {
             "cgroup" => ("cgroup2", None),
             kind => (kind, options.data()),
         };
-        mount(
-            Some(entry.source.as_str()),
-            &proc_path(&target),
-            Some(kind),
-            options.flags,
-            data,
-        )?;
+        mount(Some(entry.source.as_str()), &proc_path(&target), Some(kind), options.flags, data)?;
     }
     // The descriptor still names what is below the mount: look it up again.
     let mounted = look_up(root, Path::new(&entry.destination), OFlag::empty())?;
@@ -122,20 +89,13 @@ fn mount_entry(root: &OwnedFd, entry: &Mount) -> Result<()> {
         remount(&proc_path(&mounted), options.remount_flags()).context("apply options")?;
     }
     if !options.propagation.is_empty() {
-        mount(NONE, &proc_path(&mounted), NONE, options.propagation, NONE)
-            .context("propagation")?;
+        mount(NONE, &proc_path(&mounted), NONE, options.propagation, NONE).context("propagation")?;
     }
     Ok(())
 }
 
 fn remount(path: &(impl nix::NixPath + ?Sized), flags: MsFlags) -> nix::Result<()> {
-    mount(
-        NONE,
-        path,
-        NONE,
-        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags,
-        NONE,
-    )
+    mount(NONE, path, NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, NONE)
 }
 
 fn proc_path(fd: &OwnedFd) -> PathBuf {
@@ -198,13 +158,7 @@ fn make_readonly(path: &str) -> Result<()> {
     if !Path::new(path).exists() {
         return Ok(());
     }
-    mount(
-        Some(path),
-        path,
-        NONE,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        NONE,
-    )?;
+    mount(Some(path), path, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
     // Mounting again replaces the flags: those that are there must be said again.
     let has = statvfs(path)?.flags();
     let mut flags = MsFlags::MS_RDONLY;

@@ -2,8 +2,8 @@
 
 use agent_protocol::Empty;
 use agent_protocol::agent::{
-    CreateContainerRequest, CreateSandboxRequest, ReadStreamRequest, RemoveContainerRequest,
-    StartContainerRequest, Storage, WaitProcessRequest,
+    CreateContainerRequest, CreateSandboxRequest, ReadStreamRequest, RemoveContainerRequest, StartContainerRequest,
+    Storage, WaitProcessRequest,
 };
 use agent_protocol::oci::{Linux, LinuxNamespace, Mount, Process, Root, Spec};
 use ttrpc::{Code, Error};
@@ -17,10 +17,7 @@ pub(crate) const SHM: &str = "/run/kata-containers/sandbox/shm";
 
 /// Creates the sandbox, with the share and shared memory.
 pub(crate) async fn create_sandbox(vm: &Vm) {
-    vm.agent()
-        .create_sandbox(context(), &sandbox_request())
-        .await
-        .unwrap();
+    vm.agent().create_sandbox(context(), &sandbox_request()).await.unwrap();
 }
 
 /// The request for that.
@@ -45,48 +42,26 @@ pub(crate) async fn run(vm: &Vm, container: &str, script: &str) {
         OCI: Some(spec(container, script)).into(),
         ..Default::default()
     };
-    vm.agent()
-        .create_container(context(), &request)
-        .await
-        .unwrap();
-    let request = StartContainerRequest {
-        container_id: container.to_owned(),
-        ..Default::default()
-    };
-    vm.agent()
-        .start_container(context(), &request)
-        .await
-        .unwrap();
+    vm.agent().create_container(context(), &request).await.unwrap();
+    let request = StartContainerRequest { container_id: container.to_owned(), ..Default::default() };
+    vm.agent().start_container(context(), &request).await.unwrap();
 }
 
 /// Waits for a process; its exit status.
 pub(crate) async fn wait(vm: &Vm, container: &str, exec: &str) -> i32 {
-    let request = WaitProcessRequest {
-        container_id: container.to_owned(),
-        exec_id: exec.to_owned(),
-        ..Default::default()
-    };
-    vm.agent()
-        .wait_process(context(), &request)
-        .await
-        .unwrap()
-        .status
+    let request =
+        WaitProcessRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), ..Default::default() };
+    vm.agent().wait_process(context(), &request).await.unwrap().status
 }
 
 /// Removes a container.
 pub(crate) async fn remove(vm: &Vm, container: &str) -> Empty {
-    vm.agent()
-        .remove_container(context(), &remove_request(container))
-        .await
-        .unwrap()
+    vm.agent().remove_container(context(), &remove_request(container)).await.unwrap()
 }
 
 /// The request for that.
 pub(crate) fn remove_request(container: &str) -> RemoveContainerRequest {
-    RemoveContainerRequest {
-        container_id: container.to_owned(),
-        ..Default::default()
-    }
+    RemoveContainerRequest { container_id: container.to_owned(), ..Default::default() }
 }
 
 /// Reads standard output to its end.
@@ -105,38 +80,21 @@ pub(crate) async fn read_all(vm: &Vm, container: &str, exec: &str) -> String {
 
 /// The request for one piece of that.
 pub(crate) fn read_request(container: &str, exec: &str) -> ReadStreamRequest {
-    ReadStreamRequest {
-        container_id: container.to_owned(),
-        exec_id: exec.to_owned(),
-        len: 4096,
-        ..Default::default()
-    }
+    ReadStreamRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), len: 4096, ..Default::default() }
 }
 
 /// A specification of the usual kind.
 pub(crate) fn spec(container: &str, script: &str) -> Spec {
-    let namespace = |kind: &str| LinuxNamespace {
-        Type: kind.to_owned(),
-        ..Default::default()
-    };
+    let namespace = |kind: &str| LinuxNamespace { Type: kind.to_owned(), ..Default::default() };
     Spec {
         Version: "1.0.2".to_owned(),
         Process: Some(shell(script)).into(),
-        Root: Some(Root {
-            Path: format!("{SHARE}{container}"),
-            ..Default::default()
-        })
-        .into(),
+        Root: Some(Root { Path: format!("{SHARE}{container}"), ..Default::default() }).into(),
         Mounts: vec![
             mount("proc", "proc", "/proc", &[]),
             mount("tmpfs", "tmpfs", "/dev", &["nosuid", "mode=755"]),
             mount("bind", SHM, "/dev/shm", &["rbind"]),
-            mount(
-                "sysfs",
-                "sysfs",
-                "/sys",
-                &["ro", "nosuid", "noexec", "nodev"],
-            ),
+            mount("sysfs", "sysfs", "/sys", &["ro", "nosuid", "noexec", "nodev"]),
         ],
         Linux: Some(Linux {
             Namespaces: ["ipc", "uts", "mount"].map(namespace).to_vec(),
@@ -171,13 +129,7 @@ pub(crate) fn mount(kind: &str, source: &str, destination: &str, options: &[&str
 }
 
 /// A storage of a request.
-pub(crate) fn storage(
-    driver: &str,
-    source: &str,
-    kind: &str,
-    options: &[&str],
-    target: &str,
-) -> Storage {
+pub(crate) fn storage(driver: &str, source: &str, kind: &str, options: &[&str], target: &str) -> Storage {
     Storage {
         driver: driver.to_owned(),
         source: source.to_owned(),

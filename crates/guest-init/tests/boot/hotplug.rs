@@ -3,9 +3,8 @@
 use std::process::Command;
 
 use agent_protocol::agent::{
-    ARPNeighbors, AddARPNeighborsRequest, CreateContainerRequest, Device, ListInterfacesRequest,
-    ListRoutesRequest, OnlineCPUMemRequest, Routes, StartContainerRequest, UpdateInterfaceRequest,
-    UpdateRoutesRequest,
+    ARPNeighbors, AddARPNeighborsRequest, CreateContainerRequest, Device, ListInterfacesRequest, ListRoutesRequest,
+    OnlineCPUMemRequest, Routes, StartContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
 };
 use agent_protocol::types::{ARPNeighbor, IPAddress, Interface, Route};
 use serde_json::json;
@@ -35,12 +34,8 @@ async fn disks(vm: &Vm) {
     }
     vm.add_rootfs("disks");
     let volume = "/run/kata-containers/sandbox/volume";
-    let mut spec = spec(
-        "disks",
-        "echo kept > /volume/file; wc -c < /dev/raw; grep -c /volume /proc/mounts",
-    );
-    spec.Mounts
-        .push(mount("bind", volume, "/volume", &["rbind"]));
+    let mut spec = spec("disks", "echo kept > /volume/file; wc -c < /dev/raw; grep -c /volume /proc/mounts");
+    spec.Mounts.push(mount("bind", volume, "/volume", &["rbind"]));
     let raw = Device {
         id: "02/06".to_owned(),
         type_: "blk".to_owned(),
@@ -54,44 +49,21 @@ async fn disks(vm: &Vm) {
         OCI: Some(spec).into(),
         ..Default::default()
     };
-    vm.agent()
-        .create_container(context(), &request)
-        .await
-        .unwrap();
-    let request = StartContainerRequest {
-        container_id: "disks".to_owned(),
-        ..Default::default()
-    };
-    vm.agent()
-        .start_container(context(), &request)
-        .await
-        .unwrap();
+    vm.agent().create_container(context(), &request).await.unwrap();
+    let request = StartContainerRequest { container_id: "disks".to_owned(), ..Default::default() };
+    vm.agent().start_container(context(), &request).await.unwrap();
     assert_eq!(read_all(vm, "disks", "").await, "16777216\n1\n");
     remove(vm, "disks").await;
     // Unmounted: the host can read what was written.
     let mut debugfs = Command::new("debugfs");
-    let output = debugfs
-        .args(["-R", "cat /file"])
-        .arg(vm.file("volume.img"))
-        .output()
-        .unwrap();
+    let output = debugfs.args(["-R", "cat /file"]).arg(vm.file("volume.img")).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "kept\n");
 }
 
 async fn plug_disk(vm: &Vm, name: &str, slot: u32) {
     let image = vm.file(&format!("{name}.img"));
-    std::fs::File::create(&image)
-        .unwrap()
-        .set_len(16 << 20)
-        .unwrap();
-    assert!(
-        Command::new("mkfs.ext4")
-            .arg("-q")
-            .arg(&image)
-            .status()
-            .unwrap()
-            .success()
-    );
+    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    assert!(Command::new("mkfs.ext4").arg("-q").arg(&image).status().unwrap().success());
     let file = json!({ "driver": "file", "filename": image });
     vm.monitor(&[
         json!({ "execute": "blockdev-add", "arguments": {
@@ -119,33 +91,15 @@ async fn network(vm: &Vm) {
         hwAddr: MAC.to_owned(),
         ..Default::default()
     };
-    let request = UpdateInterfaceRequest {
-        interface: Some(interface).into(),
-        ..Default::default()
-    };
+    let request = UpdateInterfaceRequest { interface: Some(interface).into(), ..Default::default() };
     let agent = vm.agent();
-    let (updated, ()) = tokio::join!(
-        agent.update_interface(context(), &request),
-        plug_interface(vm)
-    );
+    let (updated, ()) = tokio::join!(agent.update_interface(context(), &request), plug_interface(vm));
     updated.unwrap();
     let request = ListInterfacesRequest::new();
-    let listed = vm
-        .agent()
-        .list_interfaces(context(), &request)
-        .await
-        .unwrap()
-        .Interfaces;
-    let eth0 = listed
-        .iter()
-        .find(|interface| interface.name == "eth0")
-        .unwrap();
+    let listed = vm.agent().list_interfaces(context(), &request).await.unwrap().Interfaces;
+    let eth0 = listed.iter().find(|interface| interface.name == "eth0").unwrap();
     assert_eq!((eth0.mtu, eth0.hwAddr.as_str()), (1400, MAC));
-    assert!(
-        eth0.IPAddresses
-            .iter()
-            .any(|ip| ip.address == "10.9.0.2" && ip.mask == "24")
-    );
+    assert!(eth0.IPAddresses.iter().any(|ip| ip.address == "10.9.0.2" && ip.mask == "24"));
     assert!(eth0.IPAddresses.iter().any(|ip| ip.address == "fd00::2"));
     neighbours_and_routes(vm, address("10.9.0.1", "")).await;
 }
@@ -171,18 +125,9 @@ async fn neighbours_and_routes(vm: &Vm, gateway: IPAddress) {
         state: 0x80,
         ..Default::default()
     };
-    let neighbours = ARPNeighbors {
-        ARPNeighbors: vec![neighbour],
-        ..Default::default()
-    };
-    let request = AddARPNeighborsRequest {
-        neighbors: Some(neighbours).into(),
-        ..Default::default()
-    };
-    vm.agent()
-        .add_arp_neighbors(context(), &request)
-        .await
-        .unwrap();
+    let neighbours = ARPNeighbors { ARPNeighbors: vec![neighbour], ..Default::default() };
+    let request = AddARPNeighborsRequest { neighbors: Some(neighbours).into(), ..Default::default() };
+    vm.agent().add_arp_neighbors(context(), &request).await.unwrap();
     let route = |dest: &str, gateway: &str, scope: u32| Route {
         dest: dest.to_owned(),
         gateway: gateway.to_owned(),
@@ -192,45 +137,19 @@ async fn neighbours_and_routes(vm: &Vm, gateway: IPAddress) {
     };
     // The default route comes first on the wire, but needs the second one.
     let routes = vec![route("", "10.10.0.1", 0), route("10.10.0.1/32", "", 253)];
-    let routes = Routes {
-        Routes: routes,
-        ..Default::default()
-    };
-    let request = UpdateRoutesRequest {
-        routes: Some(routes).into(),
-        ..Default::default()
-    };
+    let routes = Routes { Routes: routes, ..Default::default() };
+    let request = UpdateRoutesRequest { routes: Some(routes).into(), ..Default::default() };
     vm.agent().update_routes(context(), &request).await.unwrap();
-    let listed = vm
-        .agent()
-        .list_routes(context(), &ListRoutesRequest::new())
-        .await
-        .unwrap();
-    let default = listed
-        .Routes
-        .iter()
-        .find(|route| route.gateway == "10.10.0.1")
-        .unwrap();
-    assert_eq!(
-        (default.dest.as_str(), default.device.as_str()),
-        ("", "eth0")
-    );
-    run(
-        vm,
-        "net",
-        "arp -n | grep -c 02:00:00:00:00:01; ip -4 addr show eth0 | grep -c 10.9.0.2",
-    )
-    .await;
+    let listed = vm.agent().list_routes(context(), &ListRoutesRequest::new()).await.unwrap();
+    let default = listed.Routes.iter().find(|route| route.gateway == "10.10.0.1").unwrap();
+    assert_eq!((default.dest.as_str(), default.device.as_str()), ("", "eth0"));
+    run(vm, "net", "arp -n | grep -c 02:00:00:00:00:01; ip -4 addr show eth0 | grep -c 10.9.0.2").await;
     assert_eq!(read_all(vm, "net", "").await, "1\n1\n");
     remove(vm, "net").await;
 }
 
 async fn cpus(vm: &Vm) {
-    let request = OnlineCPUMemRequest {
-        nb_cpus: 2,
-        cpu_only: true,
-        ..Default::default()
-    };
+    let request = OnlineCPUMemRequest { nb_cpus: 2, cpu_only: true, ..Default::default() };
     let agent = vm.agent();
     let plug = [json!({ "execute": "device_add", "arguments": {
         "driver": "max-x86_64-cpu", "id": "cpu-1",
@@ -258,10 +177,7 @@ async fn memory(vm: &Vm) {
     for attempt in 0..20 {
         // One pass for what is there: the caller has to know when that is.
         let request = OnlineCPUMemRequest::new();
-        vm.agent()
-            .online_cpu_mem(context(), &request)
-            .await
-            .unwrap();
+        vm.agent().online_cpu_mem(context(), &request).await.unwrap();
         after = total_mib(vm, &format!("after-{attempt}")).await;
         if after > before {
             break;
@@ -271,12 +187,7 @@ async fn memory(vm: &Vm) {
 }
 
 async fn total_mib(vm: &Vm, container: &str) -> u64 {
-    run(
-        vm,
-        container,
-        "awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo",
-    )
-    .await;
+    run(vm, container, "awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo").await;
     let output = read_all(vm, container, "").await;
     remove(vm, container).await;
     output.trim().parse().unwrap()

@@ -20,11 +20,7 @@ use ttrpc::context::{Context, with_duration};
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet cryptomgr.notests tsc=reliable \
     no_timer_check nokaslr mitigations=off panic=-1 agent.hotplug_timeout=10";
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-const VIRTIOFSD: [&str; 3] = [
-    "/usr/lib/qemu/virtiofsd",
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/virtiofsd",
-];
+const VIRTIOFSD: [&str; 3] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
 
 /// A running guest.
 pub(crate) struct Vm {
@@ -60,26 +56,18 @@ impl Drop for Running {
 pub(crate) fn lacks_something() -> bool {
     let missing = [
         (!nix::unistd::geteuid().is_root()).then_some("root"),
-        find("qemu-system-x86_64")
-            .is_none()
-            .then_some("qemu-system-x86_64"),
-        find("vhost-device-vsock")
-            .is_none()
-            .then_some("vhost-device-vsock"),
+        find("qemu-system-x86_64").is_none().then_some("qemu-system-x86_64"),
+        find("vhost-device-vsock").is_none().then_some("vhost-device-vsock"),
         virtiofsd().is_none().then_some("virtiofsd"),
         (!built("guest/initrd.cpio").exists()).then_some("the image of `cargo xtask guest-image`"),
-        (!built("example/bundle/rootfs").exists())
-            .then_some("the bundle of `cargo xtask example-bundle`"),
+        (!built("example/bundle/rootfs").exists()).then_some("the bundle of `cargo xtask example-bundle`"),
     ];
     let missing: Vec<&str> = missing.into_iter().flatten().collect();
     if missing.is_empty() {
         return false;
     }
     let text = format!("this test needs {}", missing.join(", "));
-    assert!(
-        std::env::var_os("CI").is_none_or(|value| value != "true"),
-        "{text}"
-    );
+    assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "{text}");
     eprintln!("skipped: {text}");
     true
 }
@@ -89,15 +77,9 @@ impl Vm {
     pub(crate) async fn boot() -> Self {
         let directory = tempfile::Builder::new().prefix("guest-").tempdir().unwrap();
         std::fs::create_dir(directory.path().join("share")).unwrap();
-        let mut processes = vec![
-            start_vsock(directory.path()),
-            start_virtiofsd(directory.path()),
-        ];
+        let mut processes = vec![start_vsock(directory.path()), start_virtiofsd(directory.path())];
         for socket in ["vsock-device.sock", "fs.sock"] {
-            until("a daemon's socket", || {
-                directory.path().join(socket).exists()
-            })
-            .await;
+            until("a daemon's socket", || directory.path().join(socket).exists()).await;
         }
         let started = Instant::now();
         let mut qemu = start_qemu(directory.path());
@@ -105,16 +87,8 @@ impl Vm {
         processes.push(qemu);
         let client = Client::new(Socket::new(stream));
         let request = agent_protocol::health::CheckRequest::new();
-        HealthClient::new(client.clone())
-            .check(context(), &request)
-            .await
-            .unwrap();
-        Self {
-            processes,
-            directory,
-            boot: started.elapsed(),
-            client,
-        }
+        HealthClient::new(client.clone()).check(context(), &request).await.unwrap();
+        Self { processes, directory, boot: started.elapsed(), client }
     }
 
     /// A client of the agent.
@@ -139,9 +113,7 @@ impl Vm {
             return;
         }
         let mut copy = Command::new("cp");
-        copy.arg("-aT")
-            .arg(built("example/bundle/rootfs"))
-            .arg(target);
+        copy.arg("-aT").arg(built("example/bundle/rootfs")).arg(target);
         assert!(copy.status().unwrap().success());
     }
 
@@ -156,16 +128,10 @@ impl Vm {
         let mut stream = BufReader::new(stream);
         let hello = serde_json::json!({ "execute": "qmp_capabilities" });
         for command in std::iter::once(&hello).chain(commands) {
-            stream
-                .write_all(format!("{command}\n").as_bytes())
-                .await
-                .unwrap();
+            stream.write_all(format!("{command}\n").as_bytes()).await.unwrap();
             loop {
                 let mut line = String::new();
-                assert!(
-                    stream.read_line(&mut line).await.unwrap() > 0,
-                    "the monitor hung up"
-                );
+                assert!(stream.read_line(&mut line).await.unwrap() > 0, "the monitor hung up");
                 let reply: serde_json::Value = serde_json::from_str(&line).unwrap();
                 assert!(reply.get("error").is_none(), "{command}: {reply}");
                 if reply.get("return").is_some() {
@@ -189,23 +155,15 @@ pub(crate) fn context() -> Context {
 
 fn start_vsock(directory: &Path) -> Running {
     let mut command = Command::new("vhost-device-vsock");
-    command
-        .args(["--guest-cid", "3", "--socket"])
-        .arg(directory.join("vsock-device.sock"));
+    command.args(["--guest-cid", "3", "--socket"]).arg(directory.join("vsock-device.sock"));
     command.arg("--uds-path").arg(directory.join("vsock.sock"));
     start(command, directory, "vsock.log")
 }
 
 fn start_virtiofsd(directory: &Path) -> Running {
     let mut command = Command::new(virtiofsd().unwrap());
-    command.arg(format!(
-        "--socket-path={}",
-        directory.join("fs.sock").display()
-    ));
-    command.args([
-        "-o",
-        &format!("source={}", directory.join("share").display()),
-    ]);
+    command.arg(format!("--socket-path={}", directory.join("fs.sock").display()));
+    command.args(["-o", &format!("source={}", directory.join("share").display())]);
     command.args(["-o", "sandbox=chroot", "-o", "cache=auto", "-f"]);
     start(command, directory, "virtiofsd.log")
 }
@@ -213,33 +171,16 @@ fn start_virtiofsd(directory: &Path) -> Running {
 fn start_qemu(directory: &Path) -> Running {
     let at = |name: &str| directory.join(name).display().to_string();
     let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-machine",
-        "q35,accel=tcg,memory-backend=memory",
-        "-cpu",
-        "max",
-    ]);
+    command.args(["-machine", "q35,accel=tcg,memory-backend=memory", "-cpu", "max"]);
     command.args(["-smp", "1,maxcpus=4,sockets=4,cores=1,threads=1"]);
     command.args(["-m", "256M,slots=4,maxmem=2G"]);
-    command.args([
-        "-object",
-        "memory-backend-memfd,id=memory,size=256M,share=on",
-    ]);
-    command.args([
-        "-display",
-        "none",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
+    command.args(["-object", "memory-backend-memfd,id=memory,size=256M,share=on"]);
+    command.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
     command.arg("-kernel").arg(built("guest/vmlinux"));
     command.arg("-initrd").arg(built("guest/initrd.cpio"));
     command.args(["-append", KERNEL_PARAMETERS]);
     command.args(["-serial", &format!("file:{}", at("console.log"))]);
-    command.args([
-        "-qmp",
-        &format!("unix:{},server=on,wait=off", at("qmp.sock")),
-    ]);
+    command.args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp.sock"))]);
     // Without the reserves a disk that is plugged later finds no room for its registers; it
     // comes first because it asks for a slot by number.
     command.args([
@@ -247,26 +188,16 @@ fn start_qemu(directory: &Path) -> Running {
         "pci-bridge,bus=pcie.0,id=pci-bridge-0,chassis_nr=1,shpc=off,addr=2,\
          io-reserve=4k,mem-reserve=1m,pref64-reserve=1m",
     ]);
-    command.args([
-        "-chardev",
-        &format!("socket,id=vsock,path={}", at("vsock-device.sock")),
-    ]);
+    command.args(["-chardev", &format!("socket,id=vsock,path={}", at("vsock-device.sock"))]);
     command.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
     command.args(["-chardev", &format!("socket,id=fs,path={}", at("fs.sock"))]);
-    command.args([
-        "-device",
-        "vhost-user-fs-pci,chardev=fs,tag=kataShared,queue-size=1024",
-    ]);
+    command.args(["-device", "vhost-user-fs-pci,chardev=fs,tag=kataShared,queue-size=1024"]);
     start(command, directory, "qemu.log")
 }
 
 fn start(mut command: Command, directory: &Path, log: &str) -> Running {
     let log = File::create(directory.join(log)).unwrap();
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn();
+    let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
     Running(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
 }
 
@@ -284,10 +215,7 @@ async fn connect(directory: &Path, qemu: &mut Running) -> UnixStream {
         sleep(Duration::from_millis(50)).await;
     }
     let log = std::fs::read_to_string(directory.join("qemu.log")).unwrap_or_default();
-    panic!(
-        "the agent did not answer; console:\n{}\nQEMU:\n{log}",
-        console(directory)
-    );
+    panic!("the agent did not answer; console:\n{}\nQEMU:\n{log}", console(directory));
 }
 
 /// Byte by byte: what follows the line belongs to another protocol.
@@ -315,16 +243,11 @@ fn console(directory: &Path) -> String {
 }
 
 fn built(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../target")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target").join(name)
 }
 
 fn virtiofsd() -> Option<PathBuf> {
-    VIRTIOFSD
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
+    VIRTIOFSD.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
 fn find(program: &str) -> Option<PathBuf> {

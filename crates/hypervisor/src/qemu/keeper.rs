@@ -11,10 +11,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::accelerator::KvmProbe;
 use super::backend::{Backend, release};
-use crate::FIRST_BRIDGE_SLOT;
 use super::devices::{check_place, plug, unplug};
 use super::ticket::{NoReply, ticket};
 use super::vm::Vm;
+use crate::FIRST_BRIDGE_SLOT;
 use crate::{AddedDevice, StartVm, StartedVm};
 
 /// Calls that may wait for their turn.

@@ -7,9 +7,7 @@ use std::os::fd::OwnedFd;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
@@ -61,9 +59,7 @@ fn look(socket: &OwnedFd) -> PortResult<(NamespaceView, bool)> {
                 Ok(route) => view.routes.extend(route),
                 Err(reason) => view.unread.push(reason),
             },
-            Ok(RouteNetlinkMessage::NewNeighbour(message)) => {
-                view.neighbors.extend(neighbor(message))
-            }
+            Ok(RouteNetlinkMessage::NewNeighbour(message)) => view.neighbors.extend(neighbor(message)),
             Ok(RouteNetlinkMessage::NewQueueDiscipline(message)) => {
                 if message.header.parent == TcHandle::INGRESS {
                     ingress.insert(message.header.index.cast_unsigned());
@@ -80,11 +76,7 @@ fn look(socket: &OwnedFd) -> PortResult<(NamespaceView, bool)> {
 }
 
 fn link(message: LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        flags: message.header.flags.bits(),
-        ..Link::default()
-    };
+    let mut link = Link { index: message.header.index, flags: message.header.flags.bits(), ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -117,14 +109,8 @@ fn address(message: AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
-    let net = IpNet {
-        address: local.or(address)?,
-        prefix: message.header.prefix_len,
-    };
-    Some(Address {
-        link: message.header.index,
-        net,
-    })
+    let net = IpNet { address: local.or(address)?, prefix: message.header.prefix_len };
+    Some(Address { link: message.header.index, net })
 }
 
 /// `None`: a route that the guest's kernel makes by itself, or that is no plain unicast route.
@@ -155,10 +141,7 @@ fn route(message: RouteMessage) -> Result<Option<Route>, String> {
         match attribute {
             RouteAttribute::Oif(index) => route.link = index,
             RouteAttribute::Destination(to) => {
-                route.destination = ip(to).map(|address| IpNet {
-                    address,
-                    prefix: header.destination_prefix_length,
-                });
+                route.destination = ip(to).map(|address| IpNet { address, prefix: header.destination_prefix_length });
             }
             RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
             RouteAttribute::PrefSource(source) => route.source = ip(source),
@@ -172,15 +155,10 @@ fn route(message: RouteMessage) -> Result<Option<Route>, String> {
                     .unwrap_or(0);
             }
             RouteAttribute::MultiPath(_) => {
-                return Err(
-                    "a route over several links: the guest cannot be told of such".to_owned(),
-                );
+                return Err("a route over several links: the guest cannot be told of such".to_owned());
             }
             RouteAttribute::Via(_) => {
-                return Err(
-                    "a route with a next hop of the other family: the guest cannot be told"
-                        .to_owned(),
-                );
+                return Err("a route with a next hop of the other family: the guest cannot be told".to_owned());
             }
             _ => {}
         }
@@ -204,12 +182,8 @@ fn neighbor(message: NeighbourMessage) -> Option<Neighbor> {
     let (mut address, mut lladdr) = (None, None);
     for attribute in message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                address = Some(ip.into())
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                address = Some(ip.into())
-            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(ip.into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(ip.into()),
             NeighbourAttribute::LinkLayerAddress(bytes) => lladdr = mac(&bytes),
             _ => {}
         }

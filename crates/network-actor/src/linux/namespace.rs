@@ -14,9 +14,7 @@ use tokio::sync::oneshot;
 use super::netlink::{self, Request};
 use super::{dump, shown, tap};
 use crate::endpoints;
-use crate::host::{
-    CreateNamespace, Inode, OpenNamespace, OpenedNamespace, RemoveFile, RemoveNamespace, Want,
-};
+use crate::host::{CreateNamespace, Inode, OpenNamespace, OpenedNamespace, RemoveFile, RemoveNamespace, Want};
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -49,8 +47,7 @@ pub(super) fn open(request: &OpenNamespace) -> PortResult<OpenedNamespace> {
     let path = &request.path;
     // What is no namespace may be anything, so opening it must neither block nor touch a terminal.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|e| PortError::os("open", shown(path), e))?;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| PortError::os("open", shown(path), e))?;
     let identity = namespace_identity(&fd, path)?;
     refuse_ours(identity, path)?;
     setns(&fd, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
@@ -58,10 +55,7 @@ pub(super) fn open(request: &OpenNamespace) -> PortResult<OpenedNamespace> {
         _ => PortError::os("setns", shown(path), errno),
     })?;
     let socket = netlink::open()?;
-    let mut opened = OpenedNamespace {
-        identity,
-        ..OpenedNamespace::default()
-    };
+    let mut opened = OpenedNamespace { identity, ..OpenedNamespace::default() };
     if let Want::Endpoints { queue_pairs } = request.want {
         opened.view = dump::view(&socket)?;
         let taps = endpoints::usable(&opened.view, &mut Vec::new()).len();
@@ -72,9 +66,7 @@ pub(super) fn open(request: &OpenNamespace) -> PortResult<OpenedNamespace> {
 }
 
 fn open_tuns(count: usize) -> PortResult<Vec<PassedFd>> {
-    (0..count)
-        .map(|_| tap::open_tun().map(PassedFd::new))
-        .collect()
+    (0..count).map(|_| tap::open_tun().map(PassedFd::new)).collect()
 }
 
 /// Device and inode of an open namespace file.
@@ -84,29 +76,17 @@ fn namespace_identity(fd: &OwnedFd, path: &Path) -> PortResult<Inode> {
         return Err(refused(path, "it is no namespace"));
     }
     let stat = rustix::fs::fstat(fd).map_err(|e| PortError::os("fstat", shown(path), e))?;
-    Ok(Inode {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    })
+    Ok(Inode { device: stat.st_dev, inode: stat.st_ino })
 }
 
 /// A sandbox in the host's namespace would redirect the host's own traffic.
 fn refuse_ours(identity: Inode, path: &Path) -> PortResult<()> {
-    for (theirs, whose) in [
-        ("/proc/self/ns/net", "ours"),
-        ("/proc/1/ns/net", "the host's"),
-    ] {
+    for (theirs, whose) in [("/proc/self/ns/net", "ours"), ("/proc/1/ns/net", "the host's")] {
         // Without the right to look at process 1 there is also none to enter its namespace.
         if let Ok(stat) = rustix::fs::stat(theirs)
-            && (Inode {
-                device: stat.st_dev,
-                inode: stat.st_ino,
-            }) == identity
+            && (Inode { device: stat.st_dev, inode: stat.st_ino }) == identity
         {
-            return Err(refused(
-                path,
-                &format!("it is {whose}, which a sandbox must not touch"),
-            ));
+            return Err(refused(path, &format!("it is {whose}, which a sandbox must not touch")));
         }
     }
     Ok(())
@@ -121,33 +101,23 @@ pub(super) fn create_file(path: &Path) -> PortResult<Inode> {
     let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| PortError::os("open(O_CREAT|O_EXCL)", shown(path), errno))?;
-    let stat =
-        rustix::fs::fstat(&fd).map_err(|e| PortError::os("fstat", shown(path), e).doubtful())?;
-    Ok(Inode {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    })
+    let stat = rustix::fs::fstat(&fd).map_err(|e| PortError::os("fstat", shown(path), e).doubtful())?;
+    Ok(Inode { device: stat.st_dev, inode: stat.st_ino })
 }
 
 /// See [`NetworkHost::create_namespace`](crate::NetworkHost::create_namespace). Only on a thread of
 /// its own.
 pub(super) fn create(request: &CreateNamespace) -> PortResult<OpenedNamespace> {
     let path = &request.path;
-    unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| PortError::os("unshare(CLONE_NEWNET)", shown(path), errno))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| PortError::os("unshare(CLONE_NEWNET)", shown(path), errno))?;
     let socket = netlink::open()?;
     let tuns = open_tuns(usize::from(request.tuns))?;
     bring_loopback_up(&socket)?;
-    rustix::mount::mount_bind("/proc/thread-self/ns/net", path).map_err(|errno| {
-        PortError::os("mount --bind /proc/thread-self/ns/net", shown(path), errno)
-    })?;
-    let stat =
-        rustix::fs::stat(path).map_err(|e| PortError::os("stat", shown(path), e).doubtful())?;
+    rustix::mount::mount_bind("/proc/thread-self/ns/net", path)
+        .map_err(|errno| PortError::os("mount --bind /proc/thread-self/ns/net", shown(path), errno))?;
+    let stat = rustix::fs::stat(path).map_err(|e| PortError::os("stat", shown(path), e).doubtful())?;
     Ok(OpenedNamespace {
-        identity: Inode {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        },
+        identity: Inode { device: stat.st_dev, inode: stat.st_ino },
         socket: PassedFd::new(socket),
         tuns,
         view: Default::default(),
@@ -159,10 +129,7 @@ fn bring_loopback_up(socket: &OwnedFd) -> PortResult<()> {
     up.header.index = LOOPBACK;
     up.header.flags = LinkFlags::Up;
     up.header.change_mask = LinkFlags::Up;
-    let request = Request {
-        message: RouteNetlinkMessage::SetLink(up),
-        flags: 0,
-    };
+    let request = Request { message: RouteNetlinkMessage::SetLink(up), flags: 0 };
     for answer in netlink::transact(socket, vec![request])? {
         answer.map_err(|errno| PortError::os("RTM_SETLINK", "lo", errno))?;
     }
@@ -173,26 +140,17 @@ fn bring_loopback_up(socket: &OwnedFd) -> PortResult<()> {
 pub(super) fn remove(request: &RemoveNamespace) -> PortResult<()> {
     let path = &request.path;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|e| PortError::os("open", shown(path), e))?;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| PortError::os("open", shown(path), e))?;
     let found = namespace_identity(&fd, path).map_err(|error| match error.kind {
-        ErrorKind::Invalid => PortError::new(
-            ErrorKind::NotFound,
-            "umount2",
-            shown(path),
-            "no namespace is bound there",
-        ),
+        ErrorKind::Invalid => {
+            PortError::new(ErrorKind::NotFound, "umount2", shown(path), "no namespace is bound there")
+        }
         _ => error,
     })?;
     // An intent alone is enough: nobody else binds anything to a file of ours in our directory.
     if request.identity.is_some_and(|expected| expected != found) {
         let cause = format!("another namespace is bound there (inode {})", found.inode);
-        return Err(PortError::new(
-            ErrorKind::Foreign,
-            "umount2",
-            shown(path),
-            cause,
-        ));
+        return Err(PortError::new(ErrorKind::Foreign, "umount2", shown(path), cause));
     }
     drop(fd);
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
@@ -210,12 +168,7 @@ pub(super) fn remove_file(request: &RemoveFile) -> PortResult<()> {
     };
     if !is_ours {
         let cause = "it is not the file that was made";
-        return Err(PortError::new(
-            ErrorKind::Foreign,
-            "unlink",
-            shown(path),
-            cause,
-        ));
+        return Err(PortError::new(ErrorKind::Foreign, "unlink", shown(path), cause));
     }
     rustix::fs::unlink(path).map_err(|errno| PortError::os("unlink", shown(path), errno))
 }

@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvfrom,
-    send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvfrom, send, setsockopt,
+    socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::packet_core::{
@@ -43,20 +43,11 @@ pub(super) fn open() -> PortResult<OwnedFd> {
         let operation = operation.to_owned();
         move |errno: Errno| PortError::os(operation, "NETLINK_ROUTE", errno)
     };
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )
-    .map_err(failed("socket"))?;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
+        .map_err(failed("socket"))?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed("bind"))?;
-    setsockopt(
-        &fd,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(SILENCE_SECONDS_MAX),
-    )
-    .map_err(failed("setsockopt(SO_RCVTIMEO)"))?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(SILENCE_SECONDS_MAX))
+        .map_err(failed("setsockopt(SO_RCVTIMEO)"))?;
     Ok(fd)
 }
 
@@ -67,12 +58,7 @@ pub(super) fn transact(socket: &OwnedFd, requests: Vec<Request>) -> PortResult<V
     let mut answers: Vec<Option<Answer>> = Vec::new();
     for request in requests {
         answers.push(None);
-        encode(
-            request.message,
-            NLM_F_ACK | request.flags,
-            sequence_of(answers.len() - 1),
-            &mut bytes,
-        );
+        encode(request.message, NLM_F_ACK | request.flags, sequence_of(answers.len() - 1), &mut bytes);
     }
     transmit(socket, &bytes)?;
     let mut found: Vec<Vec<RouteNetlinkMessage>> = answers.iter().map(|_| Vec::new()).collect();
@@ -115,13 +101,9 @@ pub(super) fn dump(
             match header.message_type {
                 NLMSG_DONE | NLMSG_ERROR => {
                     done = true;
-                    return errno_of(payload)
-                        .map_or(Ok(()), |errno| Err(failed("netlink dump", errno)));
+                    return errno_of(payload).map_or(Ok(()), |errno| Err(failed("netlink dump", errno)));
                 }
-                _ => each(
-                    RouteNetlinkMessage::deserialize(header, payload)
-                        .map_err(|error| format!("{error:#}")),
-                ),
+                _ => each(RouteNetlinkMessage::deserialize(header, payload).map_err(|error| format!("{error:#}"))),
             }
             Ok(())
         })?;
@@ -146,23 +128,12 @@ fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32, bytes: &mut V
 
 fn transmit(socket: &OwnedFd, bytes: &[u8]) -> PortResult<()> {
     // What an earlier, abandoned exchange left unread must not answer this one.
-    while recv(
-        socket.as_raw_fd(),
-        &mut [0; HEADER_BYTES],
-        MsgFlags::MSG_DONTWAIT,
-    )
-    .is_ok()
-    {}
-    send(socket.as_raw_fd(), bytes, MsgFlags::empty())
-        .map(drop)
-        .map_err(|errno| failed("sendmsg", errno))
+    while recv(socket.as_raw_fd(), &mut [0; HEADER_BYTES], MsgFlags::MSG_DONTWAIT).is_ok() {}
+    send(socket.as_raw_fd(), bytes, MsgFlags::empty()).map(drop).map_err(|errno| failed("sendmsg", errno))
 }
 
 /// Takes one datagram of the kernel's and hands out its messages.
-fn receive(
-    socket: &OwnedFd,
-    mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>,
-) -> PortResult<()> {
+fn receive(socket: &OwnedFd, mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>) -> PortResult<()> {
     let mut buffer = vec![0; DATAGRAM_BYTES];
     let (length, sender) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
         Ok(received) => received,
@@ -174,15 +145,8 @@ fn receive(
     }
     let mut rest = &buffer[..length];
     while rest.len() >= HEADER_BYTES {
-        let broken = |_| {
-            PortError::new(
-                ErrorKind::Protocol,
-                "recvmsg",
-                "NETLINK_ROUTE",
-                "a malformed message",
-            )
-            .doubtful()
-        };
+        let broken =
+            |_| PortError::new(ErrorKind::Protocol, "recvmsg", "NETLINK_ROUTE", "a malformed message").doubtful();
         let message = NetlinkBuffer::new_checked(rest).map_err(broken)?;
         let mut header = NetlinkHeader::default();
         header.length = message.length();
@@ -190,9 +154,7 @@ fn receive(
         header.flags = message.flags();
         header.sequence_number = message.sequence_number();
         each(&header, message.payload())?;
-        let step = (message.length() as usize)
-            .next_multiple_of(4)
-            .max(HEADER_BYTES);
+        let step = (message.length() as usize).next_multiple_of(4).max(HEADER_BYTES);
         rest = rest.get(step..).unwrap_or_default();
     }
     Ok(())
@@ -200,10 +162,7 @@ fn receive(
 
 /// The kernel's number in an acknowledgement; `None` is success.
 fn errno_of(payload: &[u8]) -> Option<Errno> {
-    let code = payload
-        .get(..4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, i32::from_ne_bytes);
+    let code = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     (code != 0).then(|| Errno::from_raw(-code))
 }
 

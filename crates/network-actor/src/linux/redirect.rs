@@ -8,9 +8,9 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::tc::{
-    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
-    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
-    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
+    TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key,
+    TcU32Selector, TcU32SelectorFlags,
 };
 use sandbox_model::{ErrorKind, PortError, PortResult};
 
@@ -19,10 +19,7 @@ use super::{live, tap};
 use crate::host::{Redirect, RemoveRedirect};
 
 /// Handle of every ingress qdisc, and so the parent of its filters.
-const INGRESS: TcHandle = TcHandle {
-    major: 0xffff,
-    minor: 0,
-};
+const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 /// Priority of our filters: a number that nobody gets by default.
 const PRIORITY: u16 = 0x5241;
 /// `ETH_P_ALL`, which the kernel expects in network order.
@@ -37,51 +34,27 @@ pub(super) fn add(request: &Redirect) -> PortResult<()> {
     let (link, tap) = (request.link_index, request.tap_index);
     let new = NLM_F_CREATE | NLM_F_EXCL;
     let steps = vec![
-        Request {
-            message: RouteNetlinkMessage::NewQueueDiscipline(qdisc(link)),
-            flags: new,
-        },
-        Request {
-            message: RouteNetlinkMessage::NewQueueDiscipline(qdisc(tap)),
-            flags: new,
-        },
-        Request {
-            message: filter_to(link, tap, &request.mark.cookie),
-            flags: new,
-        },
-        Request {
-            message: filter_to(tap, link, &request.mark.cookie),
-            flags: new,
-        },
+        Request { message: RouteNetlinkMessage::NewQueueDiscipline(qdisc(link)), flags: new },
+        Request { message: RouteNetlinkMessage::NewQueueDiscipline(qdisc(tap)), flags: new },
+        Request { message: filter_to(link, tap, &request.mark.cookie), flags: new },
+        Request { message: filter_to(tap, link, &request.mark.cookie), flags: new },
     ];
     let answers = transact(socket, steps)?;
-    let names = [
-        "qdisc add ingress",
-        "qdisc add ingress (tap)",
-        "filter add",
-        "filter add (tap)",
-    ];
-    let Some((operation, errno)) = names
-        .iter()
-        .zip(&answers)
-        .find_map(|(name, answer)| answer.as_ref().err().map(|errno| (*name, *errno)))
+    let names = ["qdisc add ingress", "qdisc add ingress (tap)", "filter add", "filter add (tap)"];
+    let Some((operation, errno)) =
+        names.iter().zip(&answers).find_map(|(name, answer)| answer.as_ref().err().map(|errno| (*name, *errno)))
     else {
         return Ok(());
     };
     let error = PortError::os(operation, &request.link, errno);
-    if take_back(socket, request, &answers) {
-        Err(error)
-    } else {
-        Err(error.doubtful())
-    }
+    if take_back(socket, request, &answers) { Err(error) } else { Err(error.doubtful()) }
 }
 
 /// Takes back the steps that went through; replies whether that worked.
 fn take_back(socket: &OwnedFd, request: &Redirect, answers: &[Answer]) -> bool {
     let went = |step: usize| answers.get(step).is_some_and(Result::is_ok);
     let mut undo = Vec::new();
-    for (qdisc_step, filter_step, index) in [(0, 2, request.link_index), (1, 3, request.tap_index)]
-    {
+    for (qdisc_step, filter_step, index) in [(0, 2, request.link_index), (1, 3, request.tap_index)] {
         if went(qdisc_step) {
             undo.push(delete_qdisc(index));
         } else if went(filter_step) {
@@ -108,76 +81,26 @@ pub(super) fn remove(request: &RemoveRedirect) -> PortResult<()> {
         .map_err(|errno| PortError::os("RTM_GETLINK", &request.link, tap::not_found(errno)))?
         .header
         .index;
-    let foreign = |cause: &str| {
-        Err(PortError::new(
-            ErrorKind::Foreign,
-            operation,
-            &request.link,
-            cause.to_owned(),
-        ))
-    };
-    let step = match (
-        hook(socket, link)?,
-        filters(socket, link, &request.mark.cookie)?,
-    ) {
+    let foreign = |cause: &str| Err(PortError::new(ErrorKind::Foreign, operation, &request.link, cause.to_owned()));
+    let step = match (hook(socket, link)?, filters(socket, link, &request.mark.cookie)?) {
         (Hook::Free, _) => {
             let cause = "it has no ingress qdisc";
-            return Err(PortError::new(
-                ErrorKind::NotFound,
-                operation,
-                &request.link,
-                cause,
-            ));
+            return Err(PortError::new(ErrorKind::NotFound, operation, &request.link, cause));
         }
         (Hook::Other(kind), _) => return foreign(&format!("its qdisc is of kind {kind}")),
-        (
-            Hook::Ingress,
-            Filters {
-                ours: true,
-                others: false,
-            },
-        ) => delete_qdisc(link),
+        (Hook::Ingress, Filters { ours: true, others: false }) => delete_qdisc(link),
         // Somebody made himself at home below our qdisc: it is his now.
-        (
-            Hook::Ingress,
-            Filters {
-                ours: true,
-                others: true,
-            },
-        ) => delete_filters(link),
-        (
-            Hook::Ingress,
-            Filters {
-                ours: false,
-                others: true,
-            },
-        ) => {
+        (Hook::Ingress, Filters { ours: true, others: true }) => delete_filters(link),
+        (Hook::Ingress, Filters { ours: false, others: true }) => {
             return foreign("its ingress qdisc carries none of our filters");
         }
-        (
-            Hook::Ingress,
-            Filters {
-                ours: false,
-                others: false,
-            },
-        ) if request.index.is_none() => {
+        (Hook::Ingress, Filters { ours: false, others: false }) if request.index.is_none() => {
             return foreign("its ingress qdisc is empty and not known to be ours");
         }
-        (
-            Hook::Ingress,
-            Filters {
-                ours: false,
-                others: false,
-            },
-        ) => delete_qdisc(link),
+        (Hook::Ingress, Filters { ours: false, others: false }) => delete_qdisc(link),
     };
-    let answer = transact(socket, vec![step])?
-        .into_iter()
-        .next()
-        .unwrap_or(Err(Errno::EPROTO));
-    answer
-        .map(drop)
-        .map_err(|errno| PortError::os(operation, &request.link, tap::not_found(errno)))
+    let answer = transact(socket, vec![step])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
+    answer.map(drop).map_err(|errno| PortError::os(operation, &request.link, tap::not_found(errno)))
 }
 
 /// What sits on the ingress hook of a link.
@@ -189,22 +112,18 @@ enum Hook {
 
 fn hook(socket: &OwnedFd, link: u32) -> PortResult<Hook> {
     let mut hook = Hook::Free;
-    dump(
-        socket,
-        RouteNetlinkMessage::GetQueueDiscipline(at(link)),
-        |message| {
-            // The kernel dumps all links, whatever is asked.
-            if let Ok(RouteNetlinkMessage::NewQueueDiscipline(message)) = message
-                && message.header.index == link.cast_signed()
-                && message.header.parent == TcHandle::INGRESS
-            {
-                hook = match kind_of(&message) {
-                    "ingress" => Hook::Ingress,
-                    other => Hook::Other(other.to_owned()),
-                };
-            }
-        },
-    )?;
+    dump(socket, RouteNetlinkMessage::GetQueueDiscipline(at(link)), |message| {
+        // The kernel dumps all links, whatever is asked.
+        if let Ok(RouteNetlinkMessage::NewQueueDiscipline(message)) = message
+            && message.header.index == link.cast_signed()
+            && message.header.parent == TcHandle::INGRESS
+        {
+            hook = match kind_of(&message) {
+                "ingress" => Hook::Ingress,
+                other => Hook::Other(other.to_owned()),
+            };
+        }
+    })?;
     Ok(hook)
 }
 
@@ -219,21 +138,17 @@ fn filters(socket: &OwnedFd, link: u32, cookie: &[u8]) -> PortResult<Filters> {
     let mut wanted = at(link);
     wanted.header.parent = INGRESS;
     let mut found = Filters::default();
-    let dumped = dump(
-        socket,
-        RouteNetlinkMessage::GetTrafficFilter(wanted),
-        |message| match message {
-            Ok(RouteNetlinkMessage::NewTrafficFilter(message)) => {
-                // A u32 classifier also lists its hash tables, which carry no action.
-                let has_priority = message.header.info >> 16 == u32::from(PRIORITY);
-                found.ours |= has_priority && cookies(&message).any(|found| found == cookie);
-                found.others |= !has_priority || cookies(&message).any(|found| found != cookie);
-            }
-            Ok(_) => {}
-            // One that cannot be decoded is none of ours.
-            Err(_) => found.others = true,
-        },
-    );
+    let dumped = dump(socket, RouteNetlinkMessage::GetTrafficFilter(wanted), |message| match message {
+        Ok(RouteNetlinkMessage::NewTrafficFilter(message)) => {
+            // A u32 classifier also lists its hash tables, which carry no action.
+            let has_priority = message.header.info >> 16 == u32::from(PRIORITY);
+            found.ours |= has_priority && cookies(&message).any(|found| found == cookie);
+            found.others |= !has_priority || cookies(&message).any(|found| found != cookie);
+        }
+        Ok(_) => {}
+        // One that cannot be decoded is none of ours.
+        Err(_) => found.others = true,
+    });
     match dumped {
         // There is no such qdisc.
         Err(error) if error.errno == Some(Errno::EINVAL as i32) => Ok(found),
@@ -243,13 +158,10 @@ fn filters(socket: &OwnedFd, link: u32, cookie: &[u8]) -> PortResult<Filters> {
 }
 
 fn kind_of(message: &TcMessage) -> &str {
-    let kind = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TcAttribute::Kind(kind) => Some(kind.as_str()),
-            _ => None,
-        });
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    });
     kind.unwrap_or_default()
 }
 
@@ -283,34 +195,23 @@ fn qdisc(link: u32) -> TcMessage {
     let mut message = at(link);
     message.header.handle = INGRESS;
     message.header.parent = TcHandle::INGRESS;
-    message
-        .attributes
-        .push(TcAttribute::Kind("ingress".to_owned()));
+    message.attributes.push(TcAttribute::Kind("ingress".to_owned()));
     message
 }
 
 fn delete_qdisc(link: u32) -> Request {
-    Request {
-        message: RouteNetlinkMessage::DelQueueDiscipline(qdisc(link)),
-        flags: 0,
-    }
+    Request { message: RouteNetlinkMessage::DelQueueDiscipline(qdisc(link)), flags: 0 }
 }
 
 /// All filters of our priority.
 fn delete_filters(link: u32) -> Request {
-    Request {
-        message: RouteNetlinkMessage::DelTrafficFilter(below(link)),
-        flags: 0,
-    }
+    Request { message: RouteNetlinkMessage::DelTrafficFilter(below(link)), flags: 0 }
 }
 
 fn below(link: u32) -> TcMessage {
     let mut message = at(link);
     message.header.parent = INGRESS;
-    message.header.info = u32::from(TcHandle {
-        major: PRIORITY,
-        minor: ALL_PROTOCOLS,
-    });
+    message.header.info = u32::from(TcHandle { major: PRIORITY, minor: ALL_PROTOCOLS });
     message
 }
 
@@ -328,9 +229,7 @@ fn filter_to(from: u32, to: u32, cookie: &[u8]) -> RouteNetlinkMessage {
     action.attributes = vec![
         TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
         TcActionAttribute::Cookie(cookie.to_vec()),
-        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
-            mirror,
-        ))]),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
     ];
     let mut message = below(from);
     message.attributes = vec![

@@ -22,27 +22,17 @@ pub(super) use ioctl::open_tun;
 /// See [`NetworkHost::create_tap`](crate::NetworkHost::create_tap).
 pub(super) fn create(request: &CreateTap) -> PortResult<u32> {
     let socket = live(&request.socket, "TUNSETIFF", &request.name)?;
-    let queues = request
-        .queues
-        .iter()
-        .map(|queue| live(queue, "TUNSETIFF", &request.name))
-        .collect::<PortResult<Vec<_>>>()?;
+    let queues =
+        request.queues.iter().map(|queue| live(queue, "TUNSETIFF", &request.name)).collect::<PortResult<Vec<_>>>()?;
     let (Some(first), Some(others)) = (queues.first(), queues.get(1..)) else {
-        return Err(PortError::new(
-            ErrorKind::Invalid,
-            "TUNSETIFF",
-            &request.name,
-            "no descriptor was given",
-        ));
+        return Err(PortError::new(ErrorKind::Invalid, "TUNSETIFF", &request.name, "no descriptor was given"));
     };
     let is_multi_queue = !others.is_empty();
     ioctl::create(first, &request.name, is_multi_queue)?;
     // From here on the name is ours, whatever it carries.
-    dress(socket, others, request).map_err(|error| {
-        match transact(socket, vec![delete(named(&request.name))]) {
-            Ok(answers) if answers.iter().all(Result::is_ok) => error,
-            _ => error.doubtful(),
-        }
+    dress(socket, others, request).map_err(|error| match transact(socket, vec![delete(named(&request.name))]) {
+        Ok(answers) if answers.iter().all(Result::is_ok) => error,
+        _ => error.doubtful(),
     })
 }
 
@@ -55,23 +45,13 @@ fn dress(socket: &OwnedFd, others: &[&Arc<OwnedFd>], request: &CreateTap) -> Por
     set.header.flags = LinkFlags::Up;
     set.header.change_mask = LinkFlags::Up;
     set.attributes.push(LinkAttribute::Mtu(request.mtu));
-    set.attributes
-        .push(LinkAttribute::IfAlias(request.alias.clone()));
-    let set = Request {
-        message: RouteNetlinkMessage::SetLink(set),
-        flags: 0,
-    };
-    let get = Request {
-        message: RouteNetlinkMessage::GetLink(named(&request.name)),
-        flags: 0,
-    };
+    set.attributes.push(LinkAttribute::IfAlias(request.alias.clone()));
+    let set = Request { message: RouteNetlinkMessage::SetLink(set), flags: 0 };
+    let get = Request { message: RouteNetlinkMessage::GetLink(named(&request.name)), flags: 0 };
     let answers = transact(socket, vec![set, get])?;
     let mut answers = answers.into_iter();
     let mut next = |operation: &str| -> PortResult<Vec<RouteNetlinkMessage>> {
-        answers
-            .next()
-            .unwrap_or(Err(Errno::EPROTO))
-            .map_err(|errno| refused(operation, request, errno))
+        answers.next().unwrap_or(Err(Errno::EPROTO)).map_err(|errno| refused(operation, request, errno))
     };
     next("RTM_SETLINK")?;
     let index = next("RTM_GETLINK")?
@@ -81,11 +61,7 @@ fn dress(socket: &OwnedFd, others: &[&Arc<OwnedFd>], request: &CreateTap) -> Por
             _ => None,
         })
         .ok_or_else(|| refused("RTM_GETLINK", request, Errno::ENODEV))?;
-    let wished: Vec<Request> = request
-        .addresses
-        .iter()
-        .map(|net| address(index, *net))
-        .collect();
+    let wished: Vec<Request> = request.addresses.iter().map(|net| address(index, *net)).collect();
     if !wished.is_empty() {
         for answer in transact(socket, wished)? {
             answer.map_err(|errno| refused("RTM_NEWADDR", request, errno))?;
@@ -95,11 +71,7 @@ fn dress(socket: &OwnedFd, others: &[&Arc<OwnedFd>], request: &CreateTap) -> Por
 }
 
 fn refused(operation: &str, request: &CreateTap, errno: Errno) -> PortError {
-    PortError::os(
-        operation,
-        format!("{} (mtu {})", request.name, request.mtu),
-        errno,
-    )
+    PortError::os(operation, format!("{} (mtu {})", request.name, request.mtu), errno)
 }
 
 /// See [`NetworkHost::remove_tap`](crate::NetworkHost::remove_tap).
@@ -108,52 +80,28 @@ pub(super) fn remove(request: &RemoveTap) -> PortResult<()> {
     let socket = live(&request.socket, operation, &request.name)?;
     let found = get(socket, named(&request.name))
         .map_err(|errno| PortError::os("RTM_GETLINK", &request.name, not_found(errno)))?;
-    let alias = found
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
-            _ => None,
-        });
+    let alias = found.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+        _ => None,
+    });
     let index = found.header.index;
     if alias != Some(&*request.alias) {
-        let cause = format!(
-            "link {index} of that name carries the alias {:?}",
-            alias.unwrap_or_default()
-        );
-        return Err(PortError::new(
-            ErrorKind::Foreign,
-            operation,
-            &request.name,
-            cause,
-        ));
+        let cause = format!("link {index} of that name carries the alias {:?}", alias.unwrap_or_default());
+        return Err(PortError::new(ErrorKind::Foreign, operation, &request.name, cause));
     }
     if request.index.is_some_and(|expected| expected != index) {
         let cause = format!("link {index} of that name is a later tap of ours");
-        return Err(PortError::new(
-            ErrorKind::NotFound,
-            operation,
-            &request.name,
-            cause,
-        ));
+        return Err(PortError::new(ErrorKind::NotFound, operation, &request.name, cause));
     }
     let mut by_index = LinkMessage::default();
     by_index.header.index = index;
-    let answer = transact(socket, vec![delete(by_index)])?
-        .into_iter()
-        .next()
-        .unwrap_or(Err(Errno::EPROTO));
-    answer
-        .map(drop)
-        .map_err(|errno| PortError::os(operation, &request.name, not_found(errno)))
+    let answer = transact(socket, vec![delete(by_index)])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
+    answer.map(drop).map_err(|errno| PortError::os(operation, &request.name, not_found(errno)))
 }
 
 /// One link.
 pub(super) fn get(socket: &OwnedFd, wanted: LinkMessage) -> Result<LinkMessage, Errno> {
-    let request = Request {
-        message: RouteNetlinkMessage::GetLink(wanted),
-        flags: 0,
-    };
+    let request = Request { message: RouteNetlinkMessage::GetLink(wanted), flags: 0 };
     let answer: Answer = match transact(socket, vec![request]) {
         Ok(answers) => answers.into_iter().next().unwrap_or(Err(Errno::EPROTO)),
         Err(error) => Err(error.errno.map_or(Errno::EPROTO, Errno::from_raw)),
@@ -169,26 +117,17 @@ pub(super) fn get(socket: &OwnedFd, wanted: LinkMessage) -> Result<LinkMessage, 
 
 /// netlink says "no such device" where files say "no such file".
 pub(super) fn not_found(errno: Errno) -> Errno {
-    if errno == Errno::ENODEV {
-        Errno::ENOENT
-    } else {
-        errno
-    }
+    if errno == Errno::ENODEV { Errno::ENOENT } else { errno }
 }
 
 pub(super) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
-    message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message
 }
 
 fn delete(link: LinkMessage) -> Request {
-    Request {
-        message: RouteNetlinkMessage::DelLink(link),
-        flags: 0,
-    }
+    Request { message: RouteNetlinkMessage::DelLink(link), flags: 0 }
 }
 
 fn address(link: u32, net: IpNet) -> Request {
@@ -203,12 +142,6 @@ fn address(link: u32, net: IpNet) -> Request {
     if net.address.is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
     }
-    message.attributes = vec![
-        AddressAttribute::Local(net.address),
-        AddressAttribute::Address(net.address),
-    ];
-    Request {
-        message: RouteNetlinkMessage::NewAddress(message),
-        flags: NLM_F_CREATE | NLM_F_EXCL,
-    }
+    message.attributes = vec![AddressAttribute::Local(net.address), AddressAttribute::Address(net.address)];
+    Request { message: RouteNetlinkMessage::NewAddress(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }

@@ -19,10 +19,7 @@ fn a_pods_network_is_set_up_told_to_the_guest_and_undone_without_a_trace() {
         assert_guest_side(&pod, &up.guest);
         assert_eq!(up.nics.len(), 1);
         let nic = &up.nics[0];
-        assert_eq!(
-            (nic.tap.as_str(), nic.mtu, nic.queue_pairs, nic.queues.len()),
-            ("tap0_kata", 1400, 1, 1)
-        );
+        assert_eq!((nic.tap.as_str(), nic.mtu, nic.queue_pairs, nic.queues.len()), ("tap0_kata", 1400, 1, 1));
         assert_eq!(nic.mac, up.guest.interfaces[0].mac);
         assert_eq!(sandbox.ledger.live().len(), 2, "a tap and a qdisc");
         let again = sandbox.set_up(pod.source(), 1).await;
@@ -32,24 +29,14 @@ fn a_pods_network_is_set_up_told_to_the_guest_and_undone_without_a_trace() {
         let report = sandbox.undo().await;
         assert!(report.is_clean(), "{report:?}");
         assert_eq!(pod.snapshot(), before);
-        assert_eq!(
-            pod.route_sockets(),
-            0,
-            "the socket is closed with the last entry"
-        );
+        assert_eq!(pod.route_sockets(), 0, "the socket is closed with the last entry");
         let report = sandbox.undo_entries(entries).await;
-        assert!(
-            report.is_clean() && report.items.len() == 2,
-            "twice does no harm: {report:?}"
-        );
+        assert!(report.is_clean() && report.items.len() == 2, "twice does no harm: {report:?}");
         assert_eq!(pod.snapshot(), before);
 
         drop(up);
         sandbox.set_up(pod.source(), 1).await.unwrap();
-        assert!(
-            pod.has_link("tap0_kata"),
-            "a second set-up in the same namespace"
-        );
+        assert!(pod.has_link("tap0_kata"), "a second set-up in the same namespace");
         assert!(sandbox.undo().await.is_clean());
         assert_eq!(pod.snapshot(), before);
     });
@@ -57,32 +44,13 @@ fn a_pods_network_is_set_up_told_to_the_guest_and_undone_without_a_trace() {
 
 fn assert_host_side(pod: &Pod) {
     let links = pod.json("ip", "link");
-    let tap = links
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|link| link["ifname"] == "tap0_kata")
-        .unwrap();
+    let tap = links.as_array().unwrap().iter().find(|link| link["ifname"] == "tap0_kata").unwrap();
     assert_eq!(tap["ifalias"], "resource-actors:pod-full");
     assert_eq!(tap["mtu"], 1400);
     let info = &tap["linkinfo"]["info_data"];
-    assert_eq!(
-        (info["type"].as_str(), info["persist"].as_bool()),
-        (Some("tap"), Some(false)),
-        "{tap}"
-    );
-    assert_eq!(
-        (info["vnet_hdr"].as_bool(), info["pi"].as_bool()),
-        (Some(true), Some(false)),
-        "{tap}"
-    );
-    assert!(
-        tap["flags"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|flag| flag == "UP")
-    );
+    assert_eq!((info["type"].as_str(), info["persist"].as_bool()), (Some("tap"), Some(false)), "{tap}");
+    assert_eq!((info["vnet_hdr"].as_bool(), info["pi"].as_bool()), (Some(true), Some(false)), "{tap}");
+    assert!(tap["flags"].as_array().unwrap().iter().any(|flag| flag == "UP"));
     for (from, to) in [("eth0", "tap0_kata"), ("tap0_kata", "eth0")] {
         let filters = pod.json("tc", &format!("filter show dev {from} ingress"));
         let actions: Vec<_> = filters
@@ -105,25 +73,10 @@ fn assert_guest_side(pod: &Pod, guest: &sandbox_model::network::GuestNetwork) {
     let links = pod.json("ip", "link show dev eth0");
     let mac: MacAddress = links[0]["address"].as_str().unwrap().parse().unwrap();
     let interface = &guest.interfaces[0];
-    assert_eq!(
-        (interface.name.as_str(), interface.mtu, interface.mac),
-        ("eth0", 1400, mac)
-    );
-    assert_eq!(
-        (interface.link_kind.as_str(), interface.raw_flags),
-        ("veth", 0)
-    );
-    assert!(
-        interface.addresses.contains(&net("10.9.0.2/24"))
-            && interface.addresses.contains(&net("fd09::2/64"))
-    );
-    assert!(
-        interface
-            .addresses
-            .iter()
-            .any(|net| net.address.to_string().starts_with("fe80")),
-        "{interface:?}"
-    );
+    assert_eq!((interface.name.as_str(), interface.mtu, interface.mac), ("eth0", 1400, mac));
+    assert_eq!((interface.link_kind.as_str(), interface.raw_flags), ("veth", 0));
+    assert!(interface.addresses.contains(&net("10.9.0.2/24")) && interface.addresses.contains(&net("fd09::2/64")));
+    assert!(interface.addresses.iter().any(|net| net.address.to_string().starts_with("fe80")), "{interface:?}");
     let routes: Vec<String> = guest
         .routes
         .iter()
@@ -148,15 +101,8 @@ fn assert_guest_side(pod: &Pod, guest: &sandbox_model::network::GuestNetwork) {
         "- via fd09::1 src - v6 scope 0 flags 0 mtu 0",
     ];
     assert_eq!(routes, expected);
-    let neighbors: Vec<_> = guest
-        .neighbors
-        .iter()
-        .map(|n| (n.address.to_string(), n.mac.to_string()))
-        .collect();
-    assert_eq!(
-        neighbors,
-        [("10.9.0.9".to_owned(), "02:00:00:00:00:09".to_owned())]
-    );
+    let neighbors: Vec<_> = guest.neighbors.iter().map(|n| (n.address.to_string(), n.mac.to_string())).collect();
+    assert_eq!(neighbors, [("10.9.0.9".to_owned(), "02:00:00:00:00:09".to_owned())]);
     assert_eq!(guest.neighbors[0].state, 0x80, "NUD_PERMANENT");
 }
 
@@ -169,11 +115,7 @@ fn a_fresh_actor_undoes_a_crash_from_the_ledger_alone() {
             let sandbox = Sandbox::new("pod-crash");
             let up = sandbox.set_up(pod.source(), 1).await.unwrap();
             // As the VMM does, which outlives us.
-            let vmm: Vec<_> = up.nics[0]
-                .queues
-                .iter()
-                .map(|q| q.get().unwrap().try_clone().unwrap())
-                .collect();
+            let vmm: Vec<_> = up.nics[0].queues.iter().map(|q| q.get().unwrap().try_clone().unwrap()).collect();
             drop(up);
             let sandbox = sandbox.crash().await;
             if !outcomes_known {
@@ -209,10 +151,7 @@ fn a_tap_dies_with_its_last_descriptor_and_its_entry_is_then_gone() {
         ip(&format!("netns del {}", pod.name));
         ip(&format!("netns add {}", pod.name));
         let report = sandbox.undo().await;
-        assert!(
-            report.is_clean(),
-            "another namespace of that name holds nothing of ours: {report:?}"
-        );
+        assert!(report.is_clean(), "another namespace of that name holds nothing of ours: {report:?}");
     });
 }
 
@@ -225,14 +164,8 @@ fn what_a_failed_set_up_left_is_undone() {
         let before = pod.snapshot();
         let sandbox = Sandbox::new("pod-half");
         let error = sandbox.set_up(pod.source(), 1).await.unwrap_err();
-        assert!(
-            error.contains("RTM_SETLINK tap1_kata (mtu 65535)"),
-            "{error}"
-        );
-        assert!(
-            pod.has_link("tap0_kata"),
-            "the first stands, and is in the ledger"
-        );
+        assert!(error.contains("RTM_SETLINK tap1_kata (mtu 65535)"), "{error}");
+        assert!(pod.has_link("tap0_kata"), "the first stands, and is in the ledger");
         assert!(!pod.has_link("tap1_kata"), "the second is taken back");
         assert_eq!(sandbox.ledger.live().len(), 2);
         assert!(sandbox.undo().await.is_clean());
@@ -248,10 +181,7 @@ fn strangers_objects_are_an_error_and_left_alone() {
         let before = pod.snapshot();
         let sandbox = Sandbox::new("pod-tap");
         let error = sandbox.set_up(pod.source(), 1).await.unwrap_err();
-        assert!(
-            error.contains("tap0_kata") && error.contains("there already"),
-            "{error}"
-        );
+        assert!(error.contains("tap0_kata") && error.contains("there already"), "{error}");
         assert!(sandbox.undo().await.is_clean() && sandbox.ledger.live().is_empty());
         assert_eq!(pod.snapshot(), before);
         ip(&format!("-n {} link del tap0_kata", pod.name));
@@ -283,11 +213,7 @@ fn an_undo_leaves_alone_what_has_taken_the_place_of_ours() {
         let kinds: Vec<_> = report.failed().map(|(_, error)| error.kind).collect();
         assert_eq!(kinds, [sandbox_model::ErrorKind::Foreign; 2], "{report:?}");
         assert_eq!(pod.snapshot(), before);
-        assert_eq!(
-            sandbox.ledger.live().len(),
-            2,
-            "the next clean-up tries again"
-        );
+        assert_eq!(sandbox.ledger.live().len(), 2, "the next clean-up tries again");
     });
 }
 
@@ -307,25 +233,10 @@ fn links_that_cannot_be_redirected_are_left_out_with_a_reason() {
         let before = pod.snapshot();
         let sandbox = Sandbox::new("pod-kinds");
         let up = sandbox.set_up(pod.source(), 1).await.unwrap();
-        let names: Vec<_> = up
-            .guest
-            .interfaces
-            .iter()
-            .map(|i| (i.name.as_str(), i.link_kind.as_str()))
-            .collect();
+        let names: Vec<_> = up.guest.interfaces.iter().map(|i| (i.name.as_str(), i.link_kind.as_str())).collect();
         assert_eq!(names, [("eth0", "veth"), ("mv0", "macvlan")]);
-        assert!(
-            up.skipped
-                .iter()
-                .any(|s| s.starts_with("br0:") && s.contains("bridge")),
-            "{:?}",
-            up.skipped
-        );
-        assert!(
-            up.skipped.iter().any(|s| s.starts_with("bare0:")),
-            "{:?}",
-            up.skipped
-        );
+        assert!(up.skipped.iter().any(|s| s.starts_with("br0:") && s.contains("bridge")), "{:?}", up.skipped);
+        assert!(up.skipped.iter().any(|s| s.starts_with("bare0:")), "{:?}", up.skipped);
         assert!(sandbox.undo().await.is_clean());
         assert_eq!(pod.snapshot(), before);
     });

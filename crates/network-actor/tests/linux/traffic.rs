@@ -59,16 +59,9 @@ fn echo_reply(request: &[u8], mac: MacAddress) -> Vec<u8> {
     frame
 }
 
-async fn ping(
-    namespace: &str,
-    address: &str,
-    tap: &OwnedFd,
-    mac: MacAddress,
-) -> (bool, BTreeSet<u16>) {
+async fn ping(namespace: &str, address: &str, tap: &OwnedFd, mac: MacAddress) -> (bool, BTreeSet<u16>) {
     let mut child = std::process::Command::new("ip")
-        .args([
-            "netns", "exec", namespace, "ping", "-c", "2", "-i", "0.2", "-W", "2", address,
-        ])
+        .args(["netns", "exec", namespace, "ping", "-c", "2", "-i", "0.2", "-W", "2", address])
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -84,18 +77,11 @@ fn frames_cross_between_the_pods_peer_and_the_tap_both_ways() {
             let sandbox = Sandbox::new("pod-frames");
             let up = sandbox.set_up(pod.source(), queue_pairs).await.unwrap();
             let nic = &up.nics[0];
-            assert_eq!(
-                (nic.queues.len(), nic.queue_pairs),
-                (usize::from(queue_pairs), queue_pairs)
-            );
+            assert_eq!((nic.queues.len(), nic.queue_pairs), (usize::from(queue_pairs), queue_pairs));
             if queue_pairs == 1 {
-                let (answered, seen) =
-                    ping(&pod.peer, "10.9.0.2", nic.queues[0].get().unwrap(), nic.mac).await;
+                let (answered, seen) = ping(&pod.peer, "10.9.0.2", nic.queues[0].get().unwrap(), nic.mac).await;
                 assert!(answered, "seen: {seen:x?}");
-                assert!(
-                    seen.contains(&0x0806) && seen.contains(&0x0800),
-                    "{seen:x?}"
-                );
+                assert!(seen.contains(&0x0806) && seen.contains(&0x0800), "{seen:x?}");
             } else {
                 let links = pod.json("ip", "link show dev tap0_kata");
                 let info = &links[0]["linkinfo"]["info_data"];
@@ -116,42 +102,19 @@ fn a_namespace_of_our_own_is_made_reached_and_undone_also_after_a_crash() {
             std::fs::create_dir_all("/run/netns").unwrap();
             let path = std::path::PathBuf::from(format!("/run/netns/{name}"));
             let sandbox = Sandbox::new("own-1");
-            let addresses = vec![
-                "10.9.1.2/24".parse().unwrap(),
-                "fd09:1::2/64".parse().unwrap(),
-            ];
+            let addresses = vec!["10.9.1.2/24".parse().unwrap(), "fd09:1::2/64".parse().unwrap()];
             let source = NetworkSource::Own { addresses };
             let up = sandbox.set_up_at(source, 1, path.clone()).await.unwrap();
             assert_eq!(sandbox.ledger.live().len(), 3, "file, namespace, tap");
             let addresses = run("ip", &format!("-n {name} -br addr show dev tap0_kata"));
-            assert!(
-                addresses.contains("10.9.1.1/24") && addresses.contains("fd09:1::1/64"),
-                "{addresses}"
-            );
+            assert!(addresses.contains("10.9.1.1/24") && addresses.contains("fd09:1::1/64"), "{addresses}");
             let links = json("ip", &name, "link");
-            assert!(
-                links
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .all(|link| link["flags"].to_string().contains("\"UP\""))
-            );
+            assert!(links.as_array().unwrap().iter().all(|link| link["flags"].to_string().contains("\"UP\"")));
             let interface = &up.guest.interfaces[0];
             assert_eq!((interface.name.as_str(), interface.mtu), ("eth0", 1500));
-            let gateways: Vec<_> = up
-                .guest
-                .routes
-                .iter()
-                .map(|r| r.gateway.unwrap().to_string())
-                .collect();
+            let gateways: Vec<_> = up.guest.routes.iter().map(|r| r.gateway.unwrap().to_string()).collect();
             assert_eq!(gateways, ["10.9.1.1", "fd09:1::1"]);
-            let (answered, seen) = ping(
-                &name,
-                "10.9.1.2",
-                up.nics[0].queues[0].get().unwrap(),
-                interface.mac,
-            )
-            .await;
+            let (answered, seen) = ping(&name, "10.9.1.2", up.nics[0].queues[0].get().unwrap(), interface.mac).await;
             assert!(answered, "seen: {seen:x?}");
 
             let sandbox = if crashed {
@@ -166,10 +129,7 @@ fn a_namespace_of_our_own_is_made_reached_and_undone_also_after_a_crash() {
             let report = sandbox.undo().await;
             assert!(report.is_clean(), "{report:?}");
             assert!(!path.exists());
-            assert!(
-                sandbox.undo_entries(entries).await.is_clean(),
-                "twice does no harm"
-            );
+            assert!(sandbox.undo_entries(entries).await.is_clean(), "twice does no harm");
         }
     });
 }
@@ -180,11 +140,7 @@ fn nothing_of_ours_stays_in_the_process_and_no_thread_in_a_pods_namespace() {
         let pod = Pod::new();
         let sandbox = Sandbox::new("pod-counts");
         let up = sandbox.set_up(pod.source(), 1).await.unwrap();
-        assert_eq!(
-            pod.route_sockets(),
-            1,
-            "one netlink socket for the namespace's life"
-        );
+        assert_eq!(pod.route_sockets(), 1, "one netlink socket for the namespace's life");
         let home = std::fs::read_link("/proc/self/ns/net").unwrap();
         // Other tests of this binary enter namespaces too, each for less than a millisecond.
         let mut strays = 1;
@@ -223,17 +179,8 @@ fn what_set_up_and_removal_cost() {
         }
         set_up.sort();
         undo.sort();
-        let shown = |times: &[Duration]| {
-            format!(
-                "median {:?}, worst {:?}",
-                times[times.len() / 2],
-                times[times.len() - 1]
-            )
-        };
-        println!(
-            "set-up of one veth: {}; removal: {}",
-            shown(&set_up),
-            shown(&undo)
-        );
+        let shown =
+            |times: &[Duration]| format!("median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
+        println!("set-up of one veth: {}; removal: {}", shown(&set_up), shown(&undo));
     });
 }

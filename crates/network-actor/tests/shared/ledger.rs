@@ -12,25 +12,11 @@ use sandbox_model::lifecycle::ActorName;
 pub(crate) struct MemoryLedger(RefCell<(u64, BTreeMap<EntryId, Entry>)>);
 
 impl Ledger for MemoryLedger {
-    fn intend(
-        &self,
-        actor: ActorName,
-        scope: Scope,
-        object: HostObject,
-    ) -> Result<EntryId, PortError> {
+    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> Result<EntryId, PortError> {
         let mut state = self.0.borrow_mut();
         state.0 += 1;
         let id = EntryId(state.0);
-        state.1.insert(
-            id,
-            Entry {
-                id,
-                actor,
-                scope,
-                object,
-                identity: None,
-            },
-        );
+        state.1.insert(id, Entry { id, actor, scope, object, identity: None });
         Ok(id)
     }
 
@@ -62,10 +48,6 @@ impl Ledger for MemoryLedger {
 impl MemoryLedger {
     /// Forgets every outcome, as if the process had been killed before it could write one.
     pub(crate) fn forget_outcomes(&self) {
-        self.0
-            .borrow_mut()
-            .1
-            .values_mut()
-            .for_each(|entry| entry.identity = None);
+        self.0.borrow_mut().1.values_mut().for_each(|entry| entry.identity = None);
     }
 }

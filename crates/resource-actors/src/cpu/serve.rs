@@ -260,4 +260,3 @@ fn check(entry: &Entry) -> PortResult<()> {
         )),
     }
 }
-

@@ -201,13 +201,15 @@ mod tests {
             ("half a CPU rounds up", vec![quota(50_000, 100_000)], 2),
             ("two halves are one", vec![quota(50_000, 100_000), quota(25_000, 50_000)], 2),
             ("more than the maximum", vec![quota(9_900_000, 100_000)], 8),
-            ("a cpuset counts its union", vec![
-                Share { cpus: [0, 1].into(), period_us: 1, ..Share::default() },
-                Share { cpus: [1, 2].into(), period_us: 1, ..Share::default() },
-            ], 3),
-            ("a quota beats a cpuset", vec![
-                Share { cpus: [0, 1, 2, 3].into(), ..quota(100_000, 100_000) },
-            ], 2),
+            (
+                "a cpuset counts its union",
+                vec![
+                    Share { cpus: [0, 1].into(), period_us: 1, ..Share::default() },
+                    Share { cpus: [1, 2].into(), period_us: 1, ..Share::default() },
+                ],
+                3,
+            ),
+            ("a quota beats a cpuset", vec![Share { cpus: [0, 1, 2, 3].into(), ..quota(100_000, 100_000) }], 2),
         ];
         for (name, shares, expected) in cases {
             let mut set = Shares::default();

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{
-    Entry, EntryId, HostObject, LEDGER_VERSION, Ledger, Record, Scope, Undone, UndoItem, UndoReport,
+    Entry, EntryId, HostObject, LEDGER_VERSION, Ledger, Record, Scope, UndoItem, UndoReport, Undone,
 };
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};

@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn every_prefix_of_a_ledger_can_be_read() {
-        let text = lines(&[header(), intent(1), Record::Done { entry: EntryId(1), identity: Identity::Named }, intent(2)]);
+        let text =
+            lines(&[header(), intent(1), Record::Done { entry: EntryId(1), identity: Identity::Named }, intent(2)]);
         let sandbox = SandboxId::new("s").unwrap();
         for end in 0..=text.len() {
             let (table, _) = read(&text[..end], &sandbox, "b").unwrap();

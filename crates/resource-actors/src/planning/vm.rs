@@ -74,7 +74,11 @@ pub fn vm_base(config: &SandboxConfig, host: HostSize) -> Result<Base, String> {
     Ok(base)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite and at least 1, checked by vm_base")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "finite and at least 1, checked by vm_base"
+)]
 fn boot_vcpus(base: &Base) -> u32 {
     (base.vcpus.ceil() as u32).max(1)
 }

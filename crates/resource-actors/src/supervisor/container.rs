@@ -17,9 +17,7 @@ use sandbox_model::{ContainerId, ErrorKind};
 use sharefs_actor::{ShareRootfs, ShareVolume};
 
 use super::crew::{Crew, StepError};
-use super::{
-    Facts, ReleaseContainer, SetUpDevices, SetUpRootfs, SetUpVolumes, Step, StepKind, UpdateLinuxResources,
-};
+use super::{Facts, ReleaseContainer, SetUpDevices, SetUpRootfs, SetUpVolumes, Step, StepKind, UpdateLinuxResources};
 use crate::cpu::ResizeFor;
 use crate::error::Cause;
 use crate::host::{InspectPath, PathKind};
@@ -131,7 +129,12 @@ impl Step for SetUpVolumes {
     type Done = GuestVolumes;
     const KIND: StepKind = StepKind::Container;
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<(GuestVolumes, Facts), StepError>> {
+    fn run(
+        self,
+        crew: Rc<Crew>,
+        mut facts: Facts,
+        call: Call,
+    ) -> LocalFuture<Result<(GuestVolumes, Facts), StepError>> {
         Box::pin(async move {
             facts.containers.insert(self.0.container.clone());
             let mut volumes = GuestVolumes::default();
@@ -149,7 +152,12 @@ impl Step for SetUpDevices {
     type Done = GuestDevices;
     const KIND: StepKind = StepKind::Container;
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<(GuestDevices, Facts), StepError>> {
+    fn run(
+        self,
+        crew: Rc<Crew>,
+        mut facts: Facts,
+        call: Call,
+    ) -> LocalFuture<Result<(GuestDevices, Facts), StepError>> {
         Box::pin(async move {
             facts.containers.insert(self.0.container.clone());
             crew.waits_for("SetUpDevices", "its devices");

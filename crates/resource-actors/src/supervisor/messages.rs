@@ -6,8 +6,8 @@ use sandbox_model::ContainerId;
 use sandbox_model::ledger::UndoReport;
 use sandbox_model::network::NetworkRequest;
 use sandbox_model::request::{
-    AppliedResources, DevicesRequest, GuestDevices, GuestRootfs, GuestVolumes, LinuxResourcesRequest,
-    ResourceConfig, RootfsRequest, VolumesRequest,
+    AppliedResources, DevicesRequest, GuestDevices, GuestRootfs, GuestVolumes, LinuxResourcesRequest, ResourceConfig,
+    RootfsRequest, VolumesRequest,
 };
 use sandbox_model::storage::Storage;
 use serde::{Deserialize, Serialize};

@@ -258,7 +258,10 @@ async fn run<S: Step>(
     let vm_is_gone = crew.vm_exit.borrow().is_some();
     let fate = if vm_is_gone { VmFate::Gone } else { VmFate::Alive };
     let undo = crew.undo_in_order(since(&crew, mark), fate).await;
-    let is_fatal = error.is_death() || (vm_is_gone && S::KIND != StepKind::StartVm);
+    // A VM that has ended does not come back, nor does one whose start was tried: the VMM has taken
+    // its devices along.
+    let tried_to_start = S::KIND == StepKind::StartVm && !matches!(error.cause, Cause::Invalid { .. });
+    let is_fatal = error.is_death() || vm_is_gone || tried_to_start;
     let StepError { actor, doing, cause } = error;
     let (sandbox, step) = (crew.sandbox.clone(), S::NAME.to_owned());
     Err((StepFailure { sandbox, step, actor, doing, cause, undo }, is_fatal))
@@ -295,11 +298,7 @@ impl Serve<StoragesForSandbox> for Supervisor {
     type Ticket = ();
     type Outcome = ();
 
-    fn plan(
-        &mut self,
-        request: StoragesForSandbox,
-        _: &Call,
-    ) -> Plan<(), <StoragesForSandbox as Request>::Reply> {
+    fn plan(&mut self, request: StoragesForSandbox, _: &Call) -> Plan<(), <StoragesForSandbox as Request>::Reply> {
         Plan::Answer(Ok(sandbox_storages(self.facts.has_share, request.shm_bytes)))
     }
 

@@ -15,7 +15,7 @@ use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::network::{GuestNetwork, NetworkRequest};
 use sandbox_model::request::{ResourceConfig, ShareFsRequest, VsockRequest};
 use sandbox_model::{Instant, PortError};
-use sharefs_actor::SetUpShare;
+use sharefs_actor::{SetUpShare, VerifyShare};
 
 use super::crew::{Crew, StepError};
 use super::{Facts, PrepareBeforeStartVm, SetUpNetwork, SetupAfterStartVm, StartVm, Step, StepKind, last_words};
@@ -221,7 +221,8 @@ impl Step for StartVm {
 
     fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
         Box::pin(async move {
-            let host = crew.facts.size((), call.deadline).await.map_err(|error| StepError::own("size the host", error))?;
+            let host =
+                crew.facts.size((), call.deadline).await.map_err(|error| StepError::own("size the host", error))?;
             let invalid = |what| StepError::own("describe the VM", Cause::Invalid { what });
             let vhost_user = matches!(facts.agent, Some(AgentAddress::Hybrid { .. }));
             let spec = vm_spec(&crew.config, host, vhost_user).map_err(invalid)?;
@@ -230,6 +231,10 @@ impl Step for StartVm {
             crew.waits_for("StartVm", "the VMM's process");
             let vm = start_paused(&crew, spec, call.deadline).await?;
             crew.watch_vm();
+            if facts.has_share {
+                // A virtiofsd locks itself in when the VMM talks to it for the first time, not before.
+                crew.share.ask("check that virtiofsd has locked itself in", VerifyShare {}, &call).await?;
+            }
             if let Some(process) = vm.process {
                 // Before its first instruction: nothing of the guest is charged elsewhere.
                 let request = PlaceVm { process, vcpu_threads: vm.vcpu_threads.clone() };
@@ -280,7 +285,8 @@ impl Step for SetupAfterStartVm {
             }
             let details = crew.agent.guest_details((), call.deadline).await;
             let details = details.map_err(|error| StepError::own("ask the guest for its memory block size", error))?;
-            let host = crew.facts.size((), call.deadline).await.map_err(|error| StepError::own("size the host", error))?;
+            let host =
+                crew.facts.size((), call.deadline).await.map_err(|error| StepError::own("size the host", error))?;
             let base = vm_base(&crew.config, host);
             let base = base.map_err(|what| StepError::own("describe the VM", Cause::Invalid { what }))?;
             crew.tell_base(Base { block_mib: details.memory_block_bytes >> 20, ..base }, &call).await?;

@@ -134,8 +134,9 @@ struct Recorded {
 
 impl Answers {
     fn take(&mut self, call: &PortCall) -> Option<Recorded> {
+        let request = comparable(&call.request);
         let fits = |recorded: &Recorded| {
-            recorded.port == call.port && recorded.method == call.method && recorded.request == call.request
+            recorded.port == call.port && recorded.method == call.method && recorded.request == request
         };
         match self.calls.iter().position(fits) {
             Some(index) => self.calls.remove(index),
@@ -199,7 +200,7 @@ impl Replay {
             match event {
                 Event::Called { place, port, method, request, result, .. } => {
                     let (port, method) = (port.clone(), method.clone());
-                    let (request, result) = (request.clone(), result.clone());
+                    let (request, result) = (comparable(request), result.clone());
                     let recorded = Recorded { seq: place.seq, port, method, request, result };
                     answers.entry((place.sandbox.clone(), place.actor)).or_default().calls.push_back(recorded);
                 }
@@ -266,8 +267,7 @@ impl Replay {
             self.compare(&replayed);
         }
         self.report.cut = self.running.len();
-        self.report.states =
-            self.sandboxes.iter().map(|(id, handle)| (id.clone(), handle.status().state)).collect();
+        self.report.states = self.sandboxes.iter().map(|(id, handle)| (id.clone(), handle.status().state)).collect();
         answering.abort();
         Ok(self.report)
     }
@@ -328,7 +328,7 @@ impl Replay {
             return;
         };
         self.report.replies += 1;
-        if expected == *message && without_times(&recorded) == without_times(reply) {
+        if expected == *message && comparable(&recorded) == comparable(reply) {
             return;
         }
         let unknown_calls = self.answers.borrow().get(&key).map(|answers| answers.unknown.clone()).unwrap_or_default();
@@ -408,14 +408,18 @@ fn parse<T: DeserializeOwned>(seq: u64, value: Value) -> Result<T, ReplayError> 
     serde_json::from_value(value).map_err(|error| ReplayError::Record { seq, what: error.to_string() })
 }
 
-/// A reply without what depends on the clock.
-fn without_times(value: &Value) -> Value {
+/// Fields that follow from the clock, or from the order in which actors beside each other took
+/// numbers from the ledger: another run of the same lifecycle may have others.
+const INCIDENTAL: [&str; 3] = ["waited_ms", "entry", "tag"];
+
+/// A request or reply without what is incidental.
+fn comparable(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
-            let kept = fields.iter().filter(|(name, _)| *name != "waited_ms");
-            Value::Object(kept.map(|(name, value)| (name.clone(), without_times(value))).collect())
+            let kept = fields.iter().filter(|(name, _)| !INCIDENTAL.contains(&name.as_str()));
+            Value::Object(kept.map(|(name, value)| (name.clone(), comparable(value))).collect())
         }
-        Value::Array(items) => Value::Array(items.iter().map(without_times).collect()),
+        Value::Array(items) => Value::Array(items.iter().map(comparable).collect()),
         other => other.clone(),
     }
 }
@@ -437,12 +441,7 @@ fn absent_ports() -> Ports {
 struct AbsentFactory;
 
 impl VmmFactory for AbsentFactory {
-    fn create(
-        &self,
-        _: &SandboxId,
-        _: &std::path::Path,
-        _: &SandboxConfig,
-    ) -> Result<Arc<dyn Hypervisor>, PortError> {
+    fn create(&self, _: &SandboxId, _: &std::path::Path, _: &SandboxConfig) -> Result<Arc<dyn Hypervisor>, PortError> {
         Ok(Arc::new(Absent))
     }
 

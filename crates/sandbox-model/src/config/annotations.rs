@@ -52,25 +52,18 @@ pub fn apply_annotations(
             Found::Settable(key) => key,
             Found::Fixed(key) => {
                 let what = match key.kind {
-                    Kind::File | Kind::OptionalFile | Kind::Program | Kind::BindMounts => {
-                        "names a path of the host"
-                    }
+                    Kind::File | Kind::OptionalFile | Kind::Program | Kind::BindMounts => "names a path of the host",
                     _ => "is for the administrator only",
                 };
                 return Err(refuse(format!("it {what} and is never honoured"), remove()));
             }
             Found::Nothing => {
-                return Err(refuse(
-                    "no such annotation is supported".to_owned(),
-                    remove(),
-                ));
+                return Err(refuse("no such annotation is supported".to_owned(), remove()));
             }
         };
         let last = key.annotation.unwrap_or(key.name);
         if !enable.iter().any(|enabled| enabled == last) {
-            let fix = format!(
-                "add {last:?} to enable_annotations of [hypervisor.qemu], or remove the annotation"
-            );
+            let fix = format!("add {last:?} to enable_annotations of [hypervisor.qemu], or remove the annotation");
             return Err(refuse("it is not enabled on this host".to_owned(), fix));
         }
         key.set_text(&mut changed, value)
@@ -91,15 +84,9 @@ fn key_of(rest: &str) -> Found {
     let Some((section, last)) = rest.split_once('.') else {
         return Found::Nothing;
     };
-    let in_section = |key: &&Key| {
-        key.section == section
-            || (section == "runtime" && key.path() == "agent.create_container_timeout")
-    };
-    if let Some(key) = KEYS
-        .iter()
-        .filter(in_section)
-        .find(|key| key.annotation == Some(last))
-    {
+    let in_section =
+        |key: &&Key| key.section == section || (section == "runtime" && key.path() == "agent.create_container_timeout");
+    if let Some(key) = KEYS.iter().filter(in_section).find(|key| key.annotation == Some(last)) {
         return Found::Settable(key);
     }
     match keys::find(rest) {
@@ -112,11 +99,7 @@ fn key_of(rest: &str) -> Found {
 mod tests {
     use super::*;
 
-    fn apply(
-        annotation: &str,
-        value: &str,
-        enable: &[&str],
-    ) -> Result<SandboxConfig, AnnotationError> {
+    fn apply(annotation: &str, value: &str, enable: &[&str]) -> Result<SandboxConfig, AnnotationError> {
         let mut config = SandboxConfig::default();
         let enable: Vec<String> = enable.iter().map(|name| (*name).to_owned()).collect();
         let annotations = BTreeMap::from([(annotation.to_owned(), value.to_owned())]);
@@ -126,29 +109,11 @@ mod tests {
     #[test]
     fn an_enabled_annotation_is_honoured() {
         let memory = "io.katacontainers.config.hypervisor.default_memory";
-        assert_eq!(
-            apply(memory, "512", &["default_memory"])
-                .unwrap()
-                .hypervisor
-                .default_memory,
-            512
-        );
+        assert_eq!(apply(memory, "512", &["default_memory"]).unwrap().hypervisor.default_memory, 512);
         let max = "io.katacontainers.config.hypervisor.default_max_vcpus";
-        assert_eq!(
-            apply(max, "7", &["default_max_vcpus"])
-                .unwrap()
-                .hypervisor
-                .default_maxvcpus,
-            7
-        );
+        assert_eq!(apply(max, "7", &["default_max_vcpus"]).unwrap().hypervisor.default_maxvcpus, 7);
         let timeout = "io.katacontainers.config.runtime.create_container_timeout";
-        assert_eq!(
-            apply(timeout, "9", &["create_container_timeout"])
-                .unwrap()
-                .agent
-                .create_container_timeout,
-            9
-        );
+        assert_eq!(apply(timeout, "9", &["create_container_timeout"]).unwrap().agent.create_container_timeout, 9);
         let modules = "io.katacontainers.config.agent.kernel_modules";
         let config = apply(modules, "e1000 a=1; i915", &["kernel_modules"]).unwrap();
         assert_eq!(config.agent.kernel_modules, ["e1000 a=1", "i915"]);
@@ -157,13 +122,7 @@ mod tests {
     #[test]
     fn a_name_must_be_listed_exactly() {
         let memory = "io.katacontainers.config.hypervisor.default_memory";
-        for enable in [
-            &[][..],
-            &[".*"],
-            &["default_mem"],
-            &["default_memory2"],
-            &["DEFAULT_MEMORY"],
-        ] {
+        for enable in [&[][..], &[".*"], &["default_mem"], &["default_memory2"], &["DEFAULT_MEMORY"]] {
             let error = apply(memory, "512", enable).unwrap_err();
             assert!(error.reason.contains("not enabled"), "{error}");
             assert!(error.fix.contains("\"default_memory\""), "{error}");
@@ -172,41 +131,18 @@ mod tests {
 
     #[test]
     fn paths_are_never_honoured() {
-        for name in [
-            "path",
-            "kernel",
-            "initrd",
-            "image",
-            "virtio_fs_daemon",
-            "vsock_daemon",
-        ] {
-            let error =
-                apply(&format!("{PREFIX}hypervisor.{name}"), "/tmp/evil", &[name]).unwrap_err();
+        for name in ["path", "kernel", "initrd", "image", "virtio_fs_daemon", "vsock_daemon"] {
+            let error = apply(&format!("{PREFIX}hypervisor.{name}"), "/tmp/evil", &[name]).unwrap_err();
             assert!(error.reason.contains("names a path"), "{error}");
         }
         let mounts = format!("{PREFIX}runtime.sandbox_bind_mounts");
-        assert!(
-            apply(&mounts, "/etc", &["sandbox_bind_mounts"])
-                .unwrap_err()
-                .reason
-                .contains("names a path")
-        );
+        assert!(apply(&mounts, "/etc", &["sandbox_bind_mounts"]).unwrap_err().reason.contains("names a path"));
         let enable = format!("{PREFIX}hypervisor.enable_annotations");
-        assert!(
-            apply(&enable, "kernel", &["enable_annotations"])
-                .unwrap_err()
-                .reason
-                .contains("administrator")
-        );
+        assert!(apply(&enable, "kernel", &["enable_annotations"]).unwrap_err().reason.contains("administrator"));
         assert!(
             KEYS.iter()
                 .filter(|key| key.annotation.is_some())
-                .all(|key| {
-                    !matches!(
-                        key.kind,
-                        Kind::File | Kind::OptionalFile | Kind::Program | Kind::BindMounts
-                    )
-                })
+                .all(|key| { !matches!(key.kind, Kind::File | Kind::OptionalFile | Kind::Program | Kind::BindMounts) })
         );
     }
 
@@ -214,14 +150,8 @@ mod tests {
     fn a_bad_value_changes_nothing() {
         let mut config = SandboxConfig::default();
         let annotations = BTreeMap::from([
-            (
-                format!("{PREFIX}hypervisor.default_memory"),
-                "512".to_owned(),
-            ),
-            (
-                format!("{PREFIX}hypervisor.network_queues"),
-                "300".to_owned(),
-            ),
+            (format!("{PREFIX}hypervisor.default_memory"), "512".to_owned()),
+            (format!("{PREFIX}hypervisor.network_queues"), "300".to_owned()),
         ]);
         let enable = ["default_memory".to_owned(), "network_queues".to_owned()];
         let error = apply_annotations(&mut config, &annotations, &enable).unwrap_err();
@@ -236,13 +166,6 @@ mod tests {
     #[test]
     fn foreign_annotations_are_not_ours_to_judge() {
         assert!(apply("io.kubernetes.cri.container-type", "sandbox", &[]).is_ok());
-        assert!(
-            apply(
-                "io.katacontainers.config.hypervisor.nonsense",
-                "1",
-                &["nonsense"]
-            )
-            .is_err()
-        );
+        assert!(apply("io.katacontainers.config.hypervisor.nonsense", "1", &["nonsense"]).is_err());
     }
 }

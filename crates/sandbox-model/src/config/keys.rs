@@ -43,10 +43,7 @@ impl Key {
 
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
-        format!(
-            "SANDBOXCTL_{}",
-            self.path().replace('.', "_").to_uppercase()
-        )
+        format!("SANDBOXCTL_{}", self.path().replace('.', "_").to_uppercase())
     }
 
     /// The value in `config`, as it would be written in a file.
@@ -58,10 +55,8 @@ impl Key {
     pub(super) fn store(&self, config: &mut SandboxConfig, checked: Value) -> Result<(), Refusal> {
         // The kinds of this table fit their fields, which a test holds them to; a refusal here would
         // be a mistake in the table, and is reported rather than hidden.
-        (self.load)(config, checked).map_err(|error| Refusal {
-            expected: self.kind.to_string(),
-            fix: format!("report this: {error}"),
-        })
+        (self.load)(config, checked)
+            .map_err(|error| Refusal { expected: self.kind.to_string(), fix: format!("report this: {error}") })
     }
 
     /// Checks and stores a value that came as text.
@@ -75,8 +70,7 @@ impl Key {
 
 /// The key of a path: `hypervisor.default_memory` or `hypervisor.qemu.default_memory`.
 pub fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter()
-        .find(|key| key.path() == path || format!("{}.{}", key.table(), key.name) == path)
+    KEYS.iter().find(|key| key.path() == path || format!("{}.{}", key.table(), key.name) == path)
 }
 
 /// A key of Kata's that we know and do not honour.
@@ -92,26 +86,15 @@ pub struct UnsupportedKey {
 }
 
 const fn int(min: i64, max: i64) -> Kind {
-    Kind::Integer {
-        min,
-        max,
-        zero_is_default: false,
-    }
+    Kind::Integer { min, max, zero_is_default: false }
 }
 
 const fn int_or_default(min: i64, max: i64) -> Kind {
-    Kind::Integer {
-        min,
-        max,
-        zero_is_default: true,
-    }
+    Kind::Integer { min, max, zero_is_default: true }
 }
 
 const fn choice(words: &'static [&'static str]) -> Kind {
-    Kind::Choice {
-        words,
-        replaced: &[],
-    }
+    Kind::Choice { words, replaced: &[] }
 }
 
 macro_rules! keys {
@@ -224,11 +207,8 @@ pub static KEYS: &[Key] = keys! {
 };
 
 /// Where Kata's Go runtime keeps a key that its Rust runtime has elsewhere.
-pub(super) static MOVED: &[(&str, &str, &str)] = &[(
-    "runtime",
-    "create_container_timeout",
-    "agent.create_container_timeout",
-)];
+pub(super) static MOVED: &[(&str, &str, &str)] =
+    &[("runtime", "create_container_timeout", "agent.create_container_timeout")];
 
 /// Keys that say which implementation is meant: any other value is refused.
 pub(super) static FIXED: &[(&str, &str, &[&str])] = &[

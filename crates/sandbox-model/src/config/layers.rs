@@ -103,16 +103,8 @@ impl Layer {
             Ok(table) => Ok(Self { origin, table }),
             Err(error) => {
                 let before = error.span().map_or(0, |span| span.start.min(text.len()));
-                let line = text.as_bytes()[..before]
-                    .iter()
-                    .filter(|byte| **byte == b'\n')
-                    .count()
-                    + 1;
-                Err(ConfigError::Syntax {
-                    origin,
-                    line,
-                    message: error.message().to_owned(),
-                })
+                let line = text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count() + 1;
+                Err(ConfigError::Syntax { origin, line, message: error.message().to_owned() })
             }
         }
     }
@@ -124,15 +116,10 @@ impl Layer {
     pub fn setting(origin: impl Into<String>, path: &str, text: &str) -> Result<Self, ConfigError> {
         let origin = origin.into();
         let Some(key) = keys::find(path) else {
-            return Err(ConfigError::NoSuchKey {
-                origin,
-                key: path.to_owned(),
-            });
+            return Err(ConfigError::NoSuchKey { origin, key: path.to_owned() });
         };
-        let value = key
-            .kind
-            .read(text)
-            .map_err(|refusal| refused(&origin, &key.path(), format!("{text:?}"), refusal))?;
+        let value =
+            key.kind.read(text).map_err(|refusal| refused(&origin, &key.path(), format!("{text:?}"), refusal))?;
         let mut table = toml::Table::from_iter([(key.name.to_owned(), value)]);
         for part in key.table().rsplit('.') {
             table = toml::Table::from_iter([(part.to_owned(), toml::Value::Table(table))]);
@@ -143,13 +130,7 @@ impl Layer {
 
 fn refused(origin: &str, key: &str, value: String, refusal: Refusal) -> ConfigError {
     let Refusal { expected, fix } = refusal;
-    ConfigError::Value {
-        origin: origin.to_owned(),
-        key: key.to_owned(),
-        value,
-        expected,
-        fix,
-    }
+    ConfigError::Value { origin: origin.to_owned(), key: key.to_owned(), value, expected, fix }
 }
 
 /// Lays the layers over the defaults, the first lowest.
@@ -168,20 +149,14 @@ pub fn load(layers: &[Layer]) -> Result<Loaded, ConfigError> {
 impl Loaded {
     /// The origin of a key's value.
     pub fn origin(&self, key: &Key) -> &str {
-        self.origins
-            .get(&key.path())
-            .map_or("default", String::as_str)
+        self.origins.get(&key.path()).map_or("default", String::as_str)
     }
 
     fn apply(&mut self, layer: &Layer) -> Result<(), ConfigError> {
         for (name, value) in &layer.table {
             match (name.as_str(), value) {
-                ("hypervisor", toml::Value::Table(tables)) => {
-                    self.variants(layer, "hypervisor", "qemu", tables)?
-                }
-                ("agent", toml::Value::Table(tables)) => {
-                    self.variants(layer, "agent", "kata", tables)?
-                }
+                ("hypervisor", toml::Value::Table(tables)) => self.variants(layer, "hypervisor", "qemu", tables)?,
+                ("agent", toml::Value::Table(tables)) => self.variants(layer, "agent", "kata", tables)?,
                 ("runtime", toml::Value::Table(table)) => self.section(layer, "runtime", table)?,
                 (name, toml::Value::Table(_)) if OTHER_TABLES.contains(&name) => {
                     self.notes.ignored.insert(format!("[{name}]"));
@@ -219,66 +194,40 @@ impl Loaded {
         Ok(())
     }
 
-    fn section(
-        &mut self,
-        layer: &Layer,
-        section: &'static str,
-        table: &toml::Table,
-    ) -> Result<(), ConfigError> {
+    fn section(&mut self, layer: &Layer, section: &'static str, table: &toml::Table) -> Result<(), ConfigError> {
         for (name, value) in table {
             let path = format!("{section}.{name}");
             match (path.as_str(), value) {
-                ("runtime.deadlines", toml::Value::Table(table)) => {
-                    self.section(layer, "runtime.deadlines", table)?
-                }
+                ("runtime.deadlines", toml::Value::Table(table)) => self.section(layer, "runtime.deadlines", table)?,
                 _ => self.key(layer, section, name, value)?,
             }
         }
         Ok(())
     }
 
-    fn key(
-        &mut self,
-        layer: &Layer,
-        section: &str,
-        name: &str,
-        value: &toml::Value,
-    ) -> Result<(), ConfigError> {
-        let moved = MOVED
-            .iter()
-            .find(|(table, old, _)| *table == section && *old == name);
-        let path = moved.map_or_else(
-            || format!("{section}.{name}"),
-            |(_, _, new)| (*new).to_owned(),
-        );
+    fn key(&mut self, layer: &Layer, section: &str, name: &str, value: &toml::Value) -> Result<(), ConfigError> {
+        let moved = MOVED.iter().find(|(table, old, _)| *table == section && *old == name);
+        let path = moved.map_or_else(|| format!("{section}.{name}"), |(_, _, new)| (*new).to_owned());
         if let Some(key) = keys::find(&path) {
             return self.store(layer, key, value);
         }
-        if let Some((_, _, words)) = FIXED
-            .iter()
-            .find(|(table, fixed, _)| *table == section && *fixed == name)
-        {
+        if let Some((_, _, words)) = FIXED.iter().find(|(table, fixed, _)| *table == section && *fixed == name) {
             return match value.as_str() {
                 Some(text) if text.is_empty() || words.contains(&text) => Ok(()),
                 _ => Err(refused(
                     &layer.origin,
                     &path,
                     value.to_string(),
-                    Refusal {
-                        expected: words.join(" or "),
-                        fix: format!("set it to {:?}", words[0]),
-                    },
+                    Refusal { expected: words.join(" or "), fix: format!("set it to {:?}", words[0]) },
                 )),
             };
         }
-        match UNSUPPORTED
-            .iter()
-            .find(|key| key.section == section && key.name == name)
-        {
+        match UNSUPPORTED.iter().find(|key| key.section == section && key.name == name) {
             Some(_) if is_off(value) => {}
             Some(key) if key.protects => {
                 let refusal = Refusal {
-                    expected: "it to be off, since it is not supported and the sandbox would be weaker than written".into(),
+                    expected: "it to be off, since it is not supported and the sandbox would be weaker than written"
+                        .into(),
                     fix: "remove the key".into(),
                 };
                 return Err(refused(&layer.origin, &path, value.to_string(), refusal));
@@ -293,27 +242,14 @@ impl Loaded {
         Ok(())
     }
 
-    fn store(
-        &mut self,
-        layer: &Layer,
-        key: &'static Key,
-        value: &toml::Value,
-    ) -> Result<(), ConfigError> {
-        let refuse = |refusal| {
-            refused(
-                &layer.origin,
-                &format!("{}.{}", key.table(), key.name),
-                value.to_string(),
-                refusal,
-            )
-        };
+    fn store(&mut self, layer: &Layer, key: &'static Key, value: &toml::Value) -> Result<(), ConfigError> {
+        let refuse =
+            |refusal| refused(&layer.origin, &format!("{}.{}", key.table(), key.name), value.to_string(), refusal);
         let stored = match key.kind.check(value).map_err(refuse)? {
             Checked::Default => return Ok(()),
             Checked::Store(stored) => stored,
             Checked::Replaced(stored) => {
-                self.notes
-                    .replaced
-                    .insert(format!("{} = {value} is read as {stored}", key.path()));
+                self.notes.replaced.insert(format!("{} = {value} is read as {stored}", key.path()));
                 stored
             }
         };
@@ -327,16 +263,8 @@ impl Loaded {
 
     /// Kata takes these as regular expressions; an expression would never match here.
     fn note_patterns(&mut self, list: &toml::Value) {
-        let is_name = |text: &str| {
-            text.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte))
-        };
-        for entry in list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(toml::Value::as_str)
-        {
+        let is_name = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+        for entry in list.as_array().into_iter().flatten().filter_map(toml::Value::as_str) {
             if !is_name(entry) || entry == "." {
                 self.notes.replaced.insert(format!(
                     "hypervisor.enable_annotations entry {entry:?} matches nothing: annotations are listed by exact name"
@@ -352,41 +280,19 @@ impl Loaded {
                 let value = keys::find(path).map(|key| key.value(&self.config).to_string());
                 format!("{path} = {}", value.unwrap_or_default())
             };
-            Err(ConfigError::Conflict {
-                first: show(first),
-                second: show(second),
-                reason,
-                fix,
-            })
+            Err(ConfigError::Conflict { first: show(first), second: show(second), reason, fix })
         };
         if vm.image.is_some() && vm.initrd.is_some() {
             let fix = "set one of them to \"\"";
-            return conflict(
-                "hypervisor.image",
-                "hypervisor.initrd",
-                "a guest has one root",
-                fix,
-            );
+            return conflict("hypervisor.image", "hypervisor.initrd", "a guest has one root", fix);
         }
-        if vm.default_maxvcpus != 0
-            && f64::from(vm.default_vcpus).ceil() > f64::from(vm.default_maxvcpus)
-        {
+        if vm.default_maxvcpus != 0 && f64::from(vm.default_vcpus).ceil() > f64::from(vm.default_maxvcpus) {
             let fix = "raise the maximum, or set it to 0 for as many as the host has";
-            return conflict(
-                "hypervisor.default_vcpus",
-                "hypervisor.default_maxvcpus",
-                "more than the maximum",
-                fix,
-            );
+            return conflict("hypervisor.default_vcpus", "hypervisor.default_maxvcpus", "more than the maximum", fix);
         }
         if vm.default_maxmemory != 0 && vm.default_memory > vm.default_maxmemory {
             let fix = "raise the maximum, or set it to 0 for as much as the host has";
-            return conflict(
-                "hypervisor.default_memory",
-                "hypervisor.default_maxmemory",
-                "more than the maximum",
-                fix,
-            );
+            return conflict("hypervisor.default_memory", "hypervisor.default_maxmemory", "more than the maximum", fix);
         }
         Ok(())
     }
@@ -414,25 +320,13 @@ impl Notes {
 
 impl fmt::Display for Notes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |names: &BTreeSet<String>| {
-            names
-                .iter()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let list = |names: &BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         let mut parts = Vec::new();
         if !self.unknown.is_empty() {
-            parts.push(format!(
-                "unknown, perhaps misspelt: {}",
-                list(&self.unknown)
-            ));
+            parts.push(format!("unknown, perhaps misspelt: {}", list(&self.unknown)));
         }
         if !self.ignored.is_empty() {
-            parts.push(format!(
-                "known from Kata but ignored here: {}",
-                list(&self.ignored)
-            ));
+            parts.push(format!("known from Kata but ignored here: {}", list(&self.ignored)));
         }
         parts.extend(self.replaced.iter().cloned());
         f.write_str(&parts.join("; "))

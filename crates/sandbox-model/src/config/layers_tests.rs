@@ -14,62 +14,32 @@ fn a_configuration_of_katas_rust_runtime_loads() {
     let vm = &loaded.config.hypervisor;
     assert_eq!(vm.path.to_str(), Some("/opt/kata/bin/qemu-system-x86_64"));
     assert_eq!(vm.block_device_driver, "virtio-blk-pci");
-    assert!(
-        loaded.config.runtime.static_sandbox_resource_mgmt
-            && loaded.config.runtime.sandbox_cgroup_only
-    );
-    assert_eq!(
-        loaded.config.runtime.sandbox_bind_mounts[1].source.to_str(),
-        Some("/var/cache/models")
-    );
+    assert!(loaded.config.runtime.static_sandbox_resource_mgmt && loaded.config.runtime.sandbox_cgroup_only);
+    assert_eq!(loaded.config.runtime.sandbox_bind_mounts[1].source.to_str(), Some("/var/cache/models"));
     assert_eq!(loaded.config.agent.create_container_timeout, 60);
     assert_eq!(loaded.notes.unknown, BTreeSet::new());
     let text = loaded.notes.to_string();
-    assert!(
-        text.contains("ignored here: agent.dial_timeout_ms"),
-        "{text}"
-    );
+    assert!(text.contains("ignored here: agent.dial_timeout_ms"), "{text}");
     assert!(text.contains("hypervisor.virtio_fs_extra_args"), "{text}");
-    assert!(
-        text.contains("block_device_driver = \"virtio-scsi\" is read as \"virtio-blk-pci\""),
-        "{text}"
-    );
+    assert!(text.contains("block_device_driver = \"virtio-scsi\" is read as \"virtio-blk-pci\""), "{text}");
 }
 
 #[test]
 fn a_configuration_of_katas_go_runtime_loads() {
     let loaded = from(GO).unwrap();
-    assert_eq!(
-        loaded.config.agent.create_container_timeout, 60,
-        "moved from [runtime]"
-    );
+    assert_eq!(loaded.config.agent.create_container_timeout, 60, "moved from [runtime]");
     assert_eq!(loaded.config.hypervisor.kernel_params, "quiet");
-    assert_eq!(
-        loaded.notes.unknown,
-        BTreeSet::from(["hypervisor.disable_nesting_checks".to_owned()])
-    );
+    assert_eq!(loaded.notes.unknown, BTreeSet::from(["hypervisor.disable_nesting_checks".to_owned()]));
     for ignored in ["[factory]", "[hypervisor.clh]", "hypervisor.hotplug_vfio"] {
-        assert!(
-            loaded.notes.ignored.contains(ignored),
-            "{ignored} in {}",
-            loaded.notes
-        );
+        assert!(loaded.notes.ignored.contains(ignored), "{ignored} in {}", loaded.notes);
     }
 }
 
 #[test]
 fn a_later_layer_wins_and_its_origin_is_known() {
     let layers = [
-        Layer::file(
-            "base.toml",
-            "[hypervisor.qemu]\ndefault_memory = 512\nmemory_slots = 3",
-        )
-        .unwrap(),
-        Layer::file(
-            "config.d/10.toml",
-            "[hypervisor.qemu]\ndefault_memory = 1024",
-        )
-        .unwrap(),
+        Layer::file("base.toml", "[hypervisor.qemu]\ndefault_memory = 512\nmemory_slots = 3").unwrap(),
+        Layer::file("config.d/10.toml", "[hypervisor.qemu]\ndefault_memory = 1024").unwrap(),
         Layer::setting("SANDBOXCTL_AGENT_SERVER_PORT", "agent.server_port", "2048").unwrap(),
         Layer::setting("--set", "hypervisor.qemu.default_vcpus", "1.5").unwrap(),
     ];
@@ -91,96 +61,36 @@ fn a_wrong_value_is_refused_with_key_value_range_and_fix() {
             "network_queues = 0",
             "network_queues = 0: expected a whole number from 1 to 256; set it to 1",
         ),
-        (
-            "hypervisor.qemu",
-            "network_queues = \"4\"",
-            "write the number without quotes",
-        ),
-        (
-            "hypervisor.qemu",
-            "default_vcpus = -1",
-            "expected a number from 0.01 to 256; set it to 0.01",
-        ),
+        ("hypervisor.qemu", "network_queues = \"4\"", "write the number without quotes"),
+        ("hypervisor.qemu", "default_vcpus = -1", "expected a number from 0.01 to 256; set it to 0.01"),
         ("hypervisor.qemu", "default_vcpus = nan", "write a number"),
         ("hypervisor.qemu", "default_memory = 8", "set it to 64"),
         ("hypervisor.qemu", "default_bridges = 6", "set it to 5"),
-        (
-            "hypervisor.qemu",
-            "virtio_fs_queue_size = 1000",
-            "a power of two from 2 to 1024",
-        ),
-        (
-            "hypervisor.qemu",
-            "shared_fs = \"virtio-9p\"",
-            "expected one of virtio-fs, none; set it to \"virtio-fs\"",
-        ),
-        (
-            "hypervisor.qemu",
-            "kernel = \"boot/vmlinux\"",
-            "begin the path with /",
-        ),
-        (
-            "hypervisor.qemu",
-            "path = \"./qemu\"",
-            "or give the bare name",
-        ),
-        (
-            "hypervisor.qemu",
-            "kernel_params = \"a\\nb\"",
-            "remove line breaks",
-        ),
-        (
-            "hypervisor.qemu",
-            "cold_plug_vfio = \"switch-port\"",
-            "no-port or root-port",
-        ),
-        (
-            "hypervisor.qemu",
-            "confidential_guest = true",
-            "remove the key",
-        ),
+        ("hypervisor.qemu", "virtio_fs_queue_size = 1000", "a power of two from 2 to 1024"),
+        ("hypervisor.qemu", "shared_fs = \"virtio-9p\"", "expected one of virtio-fs, none; set it to \"virtio-fs\""),
+        ("hypervisor.qemu", "kernel = \"boot/vmlinux\"", "begin the path with /"),
+        ("hypervisor.qemu", "path = \"./qemu\"", "or give the bare name"),
+        ("hypervisor.qemu", "kernel_params = \"a\\nb\"", "remove line breaks"),
+        ("hypervisor.qemu", "cold_plug_vfio = \"switch-port\"", "no-port or root-port"),
+        ("hypervisor.qemu", "confidential_guest = true", "remove the key"),
         ("agent.kata", "policy = \"p\"", "remove the key"),
         ("agent.kata", "kernel_modules = \"e1000\"", "write a list"),
-        (
-            "runtime",
-            "internetworking_model = \"macvtap\"",
-            "one of tcfilter, none",
-        ),
-        (
-            "runtime",
-            "sandbox_cgroup_only = \"true\"",
-            "true or false, without quotes",
-        ),
-        (
-            "runtime",
-            "sandbox_bind_mounts = [\"etc\"]",
-            "begin \"etc\" with /",
-        ),
+        ("runtime", "internetworking_model = \"macvtap\"", "one of tcfilter, none"),
+        ("runtime", "sandbox_cgroup_only = \"true\"", "true or false, without quotes"),
+        ("runtime", "sandbox_bind_mounts = [\"etc\"]", "begin \"etc\" with /"),
         ("runtime", "hypervisor_name = \"clh\"", "expected qemu"),
-        (
-            "runtime.deadlines",
-            "step_ms = 0",
-            "runtime.deadlines.step_ms = 0",
-        ),
+        ("runtime.deadlines", "step_ms = 0", "runtime.deadlines.step_ms = 0"),
     ];
     for (table, line, expected) in cases {
-        let text = from(&format!("[{table}]\n{line}\n"))
-            .expect_err(line)
-            .to_string();
-        assert!(
-            text.starts_with("c.toml: ") && text.contains(expected),
-            "{line}: {text}"
-        );
+        let text = from(&format!("[{table}]\n{line}\n")).expect_err(line).to_string();
+        assert!(text.starts_with("c.toml: ") && text.contains(expected), "{line}: {text}");
     }
 }
 
 #[test]
 fn broken_toml_is_refused_with_its_line() {
     let error = from("[runtime]\nvfio_mode = \n").unwrap_err();
-    assert!(
-        matches!(&error, ConfigError::Syntax { line: 2, .. }),
-        "{error}"
-    );
+    assert!(matches!(&error, ConfigError::Syntax { line: 2, .. }), "{error}");
     assert!(error.to_string().starts_with("c.toml: line 2: "), "{error}");
 }
 
@@ -205,24 +115,15 @@ fn zero_and_empty_ask_for_the_default_where_kata_says_so() {
 
 #[test]
 fn patterns_in_enable_annotations_are_named() {
-    let loaded =
-        from("[hypervisor.qemu]\nenable_annotations = [\".*\", \"kernel_params\"]").unwrap();
+    let loaded = from("[hypervisor.qemu]\nenable_annotations = [\".*\", \"kernel_params\"]").unwrap();
     assert_eq!(loaded.notes.replaced.len(), 1);
-    assert!(
-        loaded.notes.to_string().contains("\".*\" matches nothing"),
-        "{}",
-        loaded.notes
-    );
+    assert!(loaded.notes.to_string().contains("\".*\" matches nothing"), "{}", loaded.notes);
 }
 
 #[test]
 fn an_unknown_flag_key_is_refused() {
     let error = Layer::setting("--set", "hypervisor.defualt_memory", "1").unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("no key \"hypervisor.defualt_memory\"")
-    );
+    assert!(error.to_string().contains("no key \"hypervisor.defualt_memory\""));
 }
 
 #[test]
@@ -252,17 +153,9 @@ fn every_key_takes_the_ends_of_its_range() {
         };
         for end in ends {
             let mut config = SandboxConfig::default();
-            let Checked::Store(value) = key.kind.check(&end).unwrap() else {
-                panic!("{}", key.path())
-            };
-            key.store(&mut config, value)
-                .unwrap_or_else(|refusal| panic!("{}: {refusal:?}", key.path()));
-            assert_eq!(
-                key.value(&config).to_string(),
-                end.to_string(),
-                "{}",
-                key.path()
-            );
+            let Checked::Store(value) = key.kind.check(&end).unwrap() else { panic!("{}", key.path()) };
+            key.store(&mut config, value).unwrap_or_else(|refusal| panic!("{}: {refusal:?}", key.path()));
+            assert_eq!(key.value(&config).to_string(), end.to_string(), "{}", key.path());
         }
     }
 }
@@ -270,33 +163,18 @@ fn every_key_takes_the_ends_of_its_range() {
 #[test]
 fn no_key_is_listed_twice_and_every_field_has_one() {
     let mut paths: Vec<_> = KEYS.iter().map(Key::path).collect();
-    paths.extend(
-        UNSUPPORTED
-            .iter()
-            .map(|key| format!("{}.{}", key.section, key.name)),
-    );
+    paths.extend(UNSUPPORTED.iter().map(|key| format!("{}.{}", key.section, key.name)));
     let count = paths.len();
     paths.sort();
     paths.dedup();
     assert_eq!(paths.len(), count);
     let config = serde_json::to_value(SandboxConfig::default()).unwrap();
     for (section, fields) in config.as_object().unwrap() {
-        for field in fields
-            .as_object()
-            .unwrap()
-            .keys()
-            .filter(|field| *field != "deadlines")
-        {
-            assert!(
-                keys::find(&format!("{section}.{field}")).is_some(),
-                "{section}.{field} has no key"
-            );
+        for field in fields.as_object().unwrap().keys().filter(|field| *field != "deadlines") {
+            assert!(keys::find(&format!("{section}.{field}")).is_some(), "{section}.{field} has no key");
         }
     }
     for field in config["runtime"]["deadlines"].as_object().unwrap().keys() {
-        assert!(
-            keys::find(&format!("runtime.deadlines.{field}")).is_some(),
-            "{field} has no key"
-        );
+        assert!(keys::find(&format!("runtime.deadlines.{field}")).is_some(), "{field} has no key");
     }
 }

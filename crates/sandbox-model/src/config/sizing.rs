@@ -81,20 +81,13 @@ impl Demand {
         // A quota means nothing without its own period, so both come from one place.
         let (cpu_quota, cpu_period) = match quota {
             Some(quota) => (Some(quota), cpu.and_then(|cpu| cpu.period())),
-            None => (
-                number(annotations, SANDBOX_CPU_QUOTA)?,
-                number(annotations, SANDBOX_CPU_PERIOD)?,
-            ),
+            None => (number(annotations, SANDBOX_CPU_QUOTA)?, number(annotations, SANDBOX_CPU_PERIOD)?),
         };
         let memory_bytes = match memory.and_then(|memory| memory.limit()) {
             Some(limit) => Some(limit),
             None => number(annotations, SANDBOX_MEMORY)?,
         };
-        Ok(Self {
-            cpu_quota,
-            cpu_period,
-            memory_bytes,
-        })
+        Ok(Self { cpu_quota, cpu_period, memory_bytes })
     }
 
     /// vCPUs that are asked for; 0 if none or unlimited.
@@ -107,10 +100,7 @@ impl Demand {
 
     /// MiB that are asked for, rounded up to an even number; 0 if none or unlimited.
     pub fn memory_mib(&self) -> u64 {
-        let bytes = self
-            .memory_bytes
-            .and_then(|bytes| u64::try_from(bytes).ok())
-            .unwrap_or(0);
+        let bytes = self.memory_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
         bytes.div_ceil(MIB).next_multiple_of(2)
     }
 }
@@ -122,10 +112,7 @@ fn number<T: std::str::FromStr>(
     let Some(value) = annotations.get(annotation) else {
         return Ok(None);
     };
-    let wrong = |_| SizingError::NotANumber {
-        annotation,
-        value: value.clone(),
-    };
+    let wrong = |_| SizingError::NotANumber { annotation, value: value.clone() };
     value.trim().parse().map(Some).map_err(wrong)
 }
 
@@ -149,18 +136,15 @@ pub fn initial_size(config: &SandboxConfig, demand: &Demand) -> Result<InitialSi
         if vcpus > 0.0 || memory_mib > 0 {
             size.vcpus = (f64::from(vm.overhead_vcpus) + vcpus).max(1.0) as f32;
             let sum = u64::from(vm.overhead_memory).saturating_add(memory_mib);
-            size.memory_mib = u32::try_from(sum).map_err(|_| SizingError::TooLarge {
-                what: format!("{sum} MiB of memory"),
-            })?;
+            size.memory_mib =
+                u32::try_from(sum).map_err(|_| SizingError::TooLarge { what: format!("{sum} MiB of memory") })?;
             if size.max_memory_mib != 0 {
                 size.max_memory_mib = size.max_memory_mib.max(size.memory_mib);
             }
         }
         let whole = size.vcpus.ceil();
         if !(1.0..=256.0).contains(&whole) {
-            return Err(SizingError::TooLarge {
-                what: format!("{} vCPUs", size.vcpus),
-            });
+            return Err(SizingError::TooLarge { what: format!("{} vCPUs", size.vcpus) });
         }
         size.max_vcpus = whole as u32;
     }
@@ -177,11 +161,7 @@ mod tests {
     fn sized(quota: i64, period: u64, bytes: i64) -> Result<InitialSize, SizingError> {
         let mut config = SandboxConfig::default();
         config.runtime.static_sandbox_resource_mgmt = true;
-        let demand = Demand {
-            cpu_quota: Some(quota),
-            cpu_period: Some(period),
-            memory_bytes: Some(bytes),
-        };
+        let demand = Demand { cpu_quota: Some(quota), cpu_period: Some(period), memory_bytes: Some(bytes) };
         initial_size(&config, &demand)
     }
 
@@ -201,43 +181,21 @@ mod tests {
         ];
         for (quota, period, bytes, vcpus, max, memory) in cases {
             let size = sized(quota, period, bytes).unwrap();
-            assert_eq!(
-                (size.vcpus, size.max_vcpus, size.memory_mib),
-                (vcpus, max, memory),
-                "{quota} {period} {bytes}"
-            );
+            assert_eq!((size.vcpus, size.max_vcpus, size.memory_mib), (vcpus, max, memory), "{quota} {period} {bytes}");
         }
     }
 
     #[test]
     fn more_than_a_vm_can_have_is_refused() {
-        assert!(matches!(
-            sized(0, 0, i64::MAX),
-            Err(SizingError::TooLarge { .. })
-        ));
-        assert!(matches!(
-            sized(i64::MAX, 1, 0),
-            Err(SizingError::TooLarge { .. })
-        ));
+        assert!(matches!(sized(0, 0, i64::MAX), Err(SizingError::TooLarge { .. })));
+        assert!(matches!(sized(i64::MAX, 1, 0), Err(SizingError::TooLarge { .. })));
     }
 
     #[test]
     fn dynamic_sizing_boots_with_the_defaults() {
-        let demand = Demand {
-            cpu_quota: Some(800_000),
-            cpu_period: Some(100_000),
-            memory_bytes: Some(8 << 30),
-        };
+        let demand = Demand { cpu_quota: Some(800_000), cpu_period: Some(100_000), memory_bytes: Some(8 << 30) };
         let size = initial_size(&SandboxConfig::default(), &demand).unwrap();
-        assert_eq!(
-            (
-                size.vcpus,
-                size.max_vcpus,
-                size.memory_mib,
-                size.max_memory_mib
-            ),
-            (1.0, 0, 2048, 0)
-        );
+        assert_eq!((size.vcpus, size.max_vcpus, size.memory_mib, size.max_memory_mib), (1.0, 0, 2048, 0));
         let mut none = SandboxConfig::default();
         none.hypervisor.default_memory = 0;
         assert_eq!(initial_size(&none, &demand), Err(SizingError::NoMemory));
@@ -252,18 +210,11 @@ mod tests {
         ]);
         let alone = Demand::new(None, &annotations).unwrap();
         assert_eq!((alone.vcpus(), alone.memory_mib()), (2.0, 2));
-        let own: LinuxResources = serde_json::from_str(
-            r#"{"cpu":{"quota":50000,"period":100000},"memory":{"limit":-1}}"#,
-        )
-        .unwrap();
+        let own: LinuxResources =
+            serde_json::from_str(r#"{"cpu":{"quota":50000,"period":100000},"memory":{"limit":-1}}"#).unwrap();
         let both = Demand::new(Some(&own), &annotations).unwrap();
         assert_eq!((both.vcpus(), both.memory_mib()), (0.5, 0));
         let bad = BTreeMap::from([(SANDBOX_MEMORY.to_owned(), "1Gi".to_owned())]);
-        assert!(
-            Demand::new(None, &bad)
-                .unwrap_err()
-                .to_string()
-                .contains("\"1Gi\"")
-        );
+        assert!(Demand::new(None, &bad).unwrap_err().to_string().contains("\"1Gi\""));
     }
 }

@@ -79,20 +79,9 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag => f.write_str("true or false"),
-            Self::Integer {
-                min,
-                max,
-                zero_is_default: false,
-            } => write!(f, "a whole number from {min} to {max}"),
-            Self::Integer {
-                min,
-                max,
-                zero_is_default: true,
-            } => {
-                write!(
-                    f,
-                    "a whole number from {min} to {max}, or 0 for the default"
-                )
+            Self::Integer { min, max, zero_is_default: false } => write!(f, "a whole number from {min} to {max}"),
+            Self::Integer { min, max, zero_is_default: true } => {
+                write!(f, "a whole number from {min} to {max}, or 0 for the default")
             }
             Self::PowerOfTwo { min, max } => write!(f, "a power of two from {min} to {max}"),
             Self::Fraction { min, max } => write!(f, "a number from {min} to {max}"),
@@ -101,9 +90,7 @@ impl fmt::Display for Kind {
             Self::File | Self::OptionalFile => f.write_str("an absolute path, or \"\" for none"),
             Self::Program => f.write_str("an absolute path, or the name of a program in PATH"),
             Self::Words => f.write_str("a list of texts"),
-            Self::BindMounts => {
-                f.write_str("a list of \"/host/path\", \"/host/path:ro\" or \"/host/path:rw\"")
-            }
+            Self::BindMounts => f.write_str("a list of \"/host/path\", \"/host/path:ro\" or \"/host/path:rw\""),
             Self::ColdPlug => f.write_str("no-port or root-port"),
         }
     }
@@ -112,10 +99,7 @@ impl fmt::Display for Kind {
 impl Kind {
     /// A refusal with the advice that fits.
     fn refuse(&self, fix: impl Into<String>) -> Refusal {
-        Refusal {
-            expected: self.to_string(),
-            fix: fix.into(),
-        }
+        Refusal { expected: self.to_string(), fix: fix.into() }
     }
 
     /// Checks a value as it stands in a file.
@@ -125,11 +109,7 @@ impl Kind {
                 toml::Value::Boolean(flag) => Ok(Checked::Store(json!(flag))),
                 _ => Err(self.refuse("write true or false, without quotes")),
             },
-            Self::Integer {
-                min,
-                max,
-                zero_is_default,
-            } => {
+            Self::Integer { min, max, zero_is_default } => {
                 let number = self.integer(written)?;
                 if number == 0 && *zero_is_default {
                     return Ok(Checked::Default);
@@ -145,26 +125,13 @@ impl Kind {
                 self.in_range(number, *min, *max)
             }
             Self::Fraction { min, max } => self.fraction(written, *min, *max),
-            Self::Words => self
-                .words(written)
-                .map(|words| Checked::Store(json!(words))),
+            Self::Words => self.words(written).map(|words| Checked::Store(json!(words))),
             Self::BindMounts => {
-                let mounts: Result<Vec<_>, _> = self
-                    .words(written)?
-                    .iter()
-                    .map(|text| self.bind_mount(text))
-                    .collect();
+                let mounts: Result<Vec<_>, _> = self.words(written)?.iter().map(|text| self.bind_mount(text)).collect();
                 Ok(Checked::Store(Value::Array(mounts?)))
             }
-            Self::Choice { .. }
-            | Self::Text
-            | Self::File
-            | Self::OptionalFile
-            | Self::Program
-            | Self::ColdPlug => {
-                let text = written
-                    .as_str()
-                    .ok_or_else(|| self.refuse("put the value in quotes"))?;
+            Self::Choice { .. } | Self::Text | Self::File | Self::OptionalFile | Self::Program | Self::ColdPlug => {
+                let text = written.as_str().ok_or_else(|| self.refuse("put the value in quotes"))?;
                 self.text(text)
             }
         }
@@ -179,14 +146,12 @@ impl Kind {
                 "false" | "0" | "no" => Ok(toml::Value::Boolean(false)),
                 _ => Err(self.refuse("write true or false")),
             },
-            Self::Integer { .. } | Self::PowerOfTwo { .. } => text
-                .parse()
-                .map(toml::Value::Integer)
-                .map_err(|_| self.refuse("write decimal digits only")),
-            Self::Fraction { .. } => text
-                .parse()
-                .map(toml::Value::Float)
-                .map_err(|_| self.refuse("write a number, as in 1.5")),
+            Self::Integer { .. } | Self::PowerOfTwo { .. } => {
+                text.parse().map(toml::Value::Integer).map_err(|_| self.refuse("write decimal digits only"))
+            }
+            Self::Fraction { .. } => {
+                text.parse().map(toml::Value::Float).map_err(|_| self.refuse("write a number, as in 1.5"))
+            }
             Self::Words | Self::BindMounts => Ok(toml::Value::Array(
                 text.split(';')
                     .map(str::trim)
@@ -200,18 +165,14 @@ impl Kind {
 
     /// The stored value as it would be written in a file.
     pub(super) fn write(&self, stored: &Value) -> toml::Value {
-        let text =
-            |value: &Value| toml::Value::String(value.as_str().unwrap_or_default().to_owned());
+        let text = |value: &Value| toml::Value::String(value.as_str().unwrap_or_default().to_owned());
         match (self, stored) {
             (Self::ColdPlug, Value::Bool(ports)) => {
                 toml::Value::String(if *ports { "root-port" } else { "no-port" }.to_owned())
             }
-            (Self::BindMounts, Value::Array(mounts)) => toml::Value::Array(
-                mounts
-                    .iter()
-                    .map(|mount| toml::Value::String(bind_mount_text(mount)))
-                    .collect(),
-            ),
+            (Self::BindMounts, Value::Array(mounts)) => {
+                toml::Value::Array(mounts.iter().map(|mount| toml::Value::String(bind_mount_text(mount))).collect())
+            }
             (_, Value::Bool(flag)) => toml::Value::Boolean(*flag),
             (Self::Fraction { .. }, Value::Number(number)) => {
                 // Stored as f32: its shortest decimal form, not the f64 nearest to it.
@@ -263,17 +224,13 @@ impl Kind {
         match self {
             Self::Choice { .. } | Self::Program if text.is_empty() => Ok(Checked::Default),
             Self::Choice { words, .. } if words.contains(&text) => store(text),
-            Self::Choice { words, replaced } => {
-                match replaced.iter().find(|(word, _)| *word == text) {
-                    Some((_, instead)) => Ok(Checked::Replaced(json!(instead))),
-                    None => Err(self.refuse(format!("set it to {:?}", words[0]))),
-                }
-            }
+            Self::Choice { words, replaced } => match replaced.iter().find(|(word, _)| *word == text) {
+                Some((_, instead)) => Ok(Checked::Replaced(json!(instead))),
+                None => Err(self.refuse(format!("set it to {:?}", words[0]))),
+            },
             Self::OptionalFile if text.is_empty() => Ok(Checked::Store(Value::Null)),
             Self::File if text.is_empty() => store(text),
-            Self::File | Self::OptionalFile if !text.starts_with('/') => {
-                Err(self.refuse("begin the path with /"))
-            }
+            Self::File | Self::OptionalFile if !text.starts_with('/') => Err(self.refuse("begin the path with /")),
             Self::Program if text.contains('/') && !text.starts_with('/') => {
                 Err(self.refuse("begin the path with /, or give the bare name"))
             }
@@ -288,9 +245,7 @@ impl Kind {
     }
 
     fn words(&self, written: &toml::Value) -> Result<Vec<String>, Refusal> {
-        let list = written
-            .as_array()
-            .ok_or_else(|| self.refuse("write a list, as in [\"a\", \"b\"]"))?;
+        let list = written.as_array().ok_or_else(|| self.refuse("write a list, as in [\"a\", \"b\"]"))?;
         list.iter()
             .map(|word| match word.as_str() {
                 Some(word) if !word.chars().any(char::is_control) => Ok(word.to_owned()),
@@ -313,10 +268,6 @@ impl Kind {
 }
 
 fn bind_mount_text(mount: &Value) -> String {
-    let mode = if mount["access"] == "read-write" {
-        "rw"
-    } else {
-        "ro"
-    };
+    let mode = if mount["access"] == "read-write" { "rw" } else { "ro" };
     format!("{}:{mode}", mount["source"].as_str().unwrap_or_default())
 }

@@ -18,7 +18,7 @@ use sharefs_actor::{SetUpShare, ShareFsActor, ShareFsHost, ShareRootfs, ShareVol
 
 /// Keeps live entries, as a ledger file read back would.
 #[derive(Debug, Default)]
-pub struct MemoryLedger(RefCell<(u64, Vec<Entry>)>);
+pub(crate) struct MemoryLedger(RefCell<(u64, Vec<Entry>)>);
 
 impl Ledger for MemoryLedger {
     fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> Result<EntryId, PortError> {
@@ -50,20 +50,20 @@ impl Ledger for MemoryLedger {
 }
 
 /// One sandbox's actor, its ledger and its directory.
-pub struct Sandbox {
-    pub actor: Address<ShareFsActor>,
-    pub ledger: Rc<MemoryLedger>,
-    pub dir: SandboxDir,
+pub(crate) struct Sandbox {
+    pub(crate) actor: Address<ShareFsActor>,
+    pub(crate) ledger: Rc<MemoryLedger>,
+    pub(crate) dir: SandboxDir,
     host: Arc<dyn ShareFsHost>,
     id: SandboxId,
 }
 
-pub fn container(name: &str) -> ContainerId {
+pub(crate) fn container(name: &str) -> ContainerId {
     ContainerId::new(name).unwrap()
 }
 
 impl Sandbox {
-    pub fn new(host: Arc<dyn ShareFsHost>, state_dir: &std::path::Path, id: &str) -> Self {
+    pub(crate) fn new(host: Arc<dyn ShareFsHost>, state_dir: &std::path::Path, id: &str) -> Self {
         let id = SandboxId::new(id).unwrap();
         let dir = SandboxDir::new(state_dir, &id);
         let ledger = Rc::new(MemoryLedger::default());
@@ -89,14 +89,14 @@ impl Sandbox {
     }
 
     /// As after a crash: the ledger is all that is left. `forget` loses identities as well.
-    pub fn restart(&mut self, forget: bool) {
+    pub(crate) fn restart(&mut self, forget: bool) {
         if forget {
             self.ledger.0.borrow_mut().1.iter_mut().for_each(|entry| entry.identity = None);
         }
         self.actor = Self::start(&self.ledger, &self.host, &self.dir, &self.id);
     }
 
-    pub async fn ask<R: Request>(&self, request: R) -> R::Reply
+    pub(crate) async fn ask<R: Request>(&self, request: R) -> R::Reply
     where
         ShareFsActor: Serve<R>,
     {
@@ -104,25 +104,25 @@ impl Sandbox {
         self.actor.ask(request, Ask { deadline, cause: None }).await.unwrap()
     }
 
-    pub fn wish(daemon: &str, bind_mounts: Vec<SandboxBindMount>) -> SetUpShare {
+    pub(crate) fn wish(daemon: &str, bind_mounts: Vec<SandboxBindMount>) -> SetUpShare {
         SetUpShare { daemon: daemon.into(), cache: VirtioFsCache::Auto, queue_size: 1024, bind_mounts }
     }
 
-    pub fn rootfs(who: &str, source: impl Into<PathBuf>, access: Access) -> ShareRootfs {
+    pub(crate) fn rootfs(who: &str, source: impl Into<PathBuf>, access: Access) -> ShareRootfs {
         ShareRootfs { container: container(who), source: source.into(), access }
     }
 
-    pub fn volume(who: &str, source: impl Into<PathBuf>, destination: &str, access: Access) -> ShareVolume {
+    pub(crate) fn volume(who: &str, source: impl Into<PathBuf>, destination: &str, access: Access) -> ShareVolume {
         ShareVolume { container: container(who), source: source.into(), destination: destination.into(), access }
     }
 
-    pub async fn undo(&self, mut entries: Vec<Entry>) -> UndoReport {
+    pub(crate) async fn undo(&self, mut entries: Vec<Entry>) -> UndoReport {
         entries.reverse();
         self.ask(UndoShares(Undo { entries, vm: VmFate::Gone })).await
     }
 
     /// Undoes everything, twice.
-    pub async fn release(&self) {
+    pub(crate) async fn release(&self) {
         let all = self.ledger.live();
         let report = self.undo(all.clone()).await;
         assert!(report.is_clean(), "{report:#?}");
@@ -130,13 +130,13 @@ impl Sandbox {
         assert!(self.undo(all).await.is_clean(), "a second undo finds nothing to do");
     }
 
-    pub fn of_container(&self, who: &str) -> Vec<Entry> {
+    pub(crate) fn of_container(&self, who: &str) -> Vec<Entry> {
         let scope = Scope::Container(container(who));
         self.ledger.live().into_iter().filter(|entry| entry.scope == scope).collect()
     }
 
     /// Entries newer than `since` others.
-    pub fn newer_than(&self, since: EntryId) -> Vec<Entry> {
+    pub(crate) fn newer_than(&self, since: EntryId) -> Vec<Entry> {
         self.ledger.live().into_iter().filter(|entry| entry.id > since).collect()
     }
 }

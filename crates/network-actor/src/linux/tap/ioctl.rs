@@ -15,12 +15,8 @@ nix::ioctl_readwrite_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 
 /// A descriptor bound to the namespace of this thread, and to no link yet.
 pub(in crate::linux) fn open_tun() -> PortResult<OwnedFd> {
-    rustix::fs::open(
-        "/dev/net/tun",
-        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-    )
-    .map_err(|errno| PortError::os("open", "/dev/net/tun", errno))
+    rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .map_err(|errno| PortError::os("open", "/dev/net/tun", errno))
 }
 
 /// Makes a tap that is gone with its last descriptor (never `TUNSETPERSIST`), with this as its
@@ -29,26 +25,16 @@ pub(in crate::linux) fn open_tun() -> PortResult<OwnedFd> {
 /// # Errors
 /// `Exists`: there is a link of that name.
 pub(super) fn create(queue: &OwnedFd, name: &str, is_multi_queue: bool) -> PortResult<()> {
-    let multi_queue = if is_multi_queue {
-        libc::IFF_MULTI_QUEUE
-    } else {
-        0
-    };
+    let multi_queue = if is_multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
     set_iff(queue, name, multi_queue | IFF_TUN_EXCL).map_err(|errno| match errno {
-        Errno::EBUSY => PortError::new(
-            ErrorKind::Exists,
-            "TUNSETIFF",
-            name,
-            "a link of that name is there",
-        ),
+        Errno::EBUSY => PortError::new(ErrorKind::Exists, "TUNSETIFF", name, "a link of that name is there"),
         _ => PortError::os("TUNSETIFF", name, errno),
     })
 }
 
 /// Adds a queue to a tap.
 pub(super) fn join(queue: &OwnedFd, name: &str) -> PortResult<()> {
-    set_iff(queue, name, libc::IFF_MULTI_QUEUE)
-        .map_err(|errno| PortError::os("TUNSETIFF (another queue)", name, errno))
+    set_iff(queue, name, libc::IFF_MULTI_QUEUE).map_err(|errno| PortError::os("TUNSETIFF (another queue)", name, errno))
 }
 
 fn set_iff(queue: &OwnedFd, name: &str, flags: i32) -> Result<(), Errno> {

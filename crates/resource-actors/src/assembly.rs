@@ -1,0 +1,236 @@
+//! How the actors of a sandbox are put together.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actor_shell::{Address, Ask, CurrentCause, Domain, Identity, spawn};
+use cgroup_actor::CgroupActor;
+use cgroup_actor::host::CgroupHostProxy;
+use device_actor::DeviceActor;
+use device_actor::host::DeviceHostProxy;
+use guest_agent::{GuestAgent, GuestAgentProxy};
+use hypervisor::{FIRST_BRIDGE_SLOT, Hypervisor, HypervisorProxy};
+use network_actor::{NetworkActor, NetworkHostProxy};
+use sandbox_model::config::SandboxConfig;
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{Journal, Ledger};
+use sandbox_model::lifecycle::{ActorName, LifecycleState};
+use sandbox_model::port::Interceptor;
+use sandbox_model::status::SandboxStatus;
+use sandbox_model::trace::{Event, Place, TraceSink};
+use sandbox_model::{Instant, SandboxId};
+use sharefs_actor::{ShareFsActor, ShareFsHostProxy};
+use tokio::sync::watch;
+
+use crate::cpu::CpuActor;
+use crate::error::SandboxError;
+use crate::handle::{Dump, SandboxHandle};
+use crate::host::{HostFacts, HostFactsProxy};
+use crate::ledger::SandboxStore;
+use crate::supervisor::{Crew, Facts, Seat, Supervisor, VmExited};
+use crate::system::{Intercept, Ports, Registry, SandboxSpec};
+use crate::trace::Recorder;
+
+/// Messages that may wait for one actor.
+const MAILBOX_BOUND: usize = 64;
+
+/// What every sandbox of a system is made of.
+pub(crate) struct Parts {
+    pub(crate) ports: Ports,
+    pub(crate) facts: Arc<dyn HostFacts>,
+    pub(crate) store: Arc<dyn SandboxStore>,
+    pub(crate) sink: Arc<dyn TraceSink>,
+    pub(crate) intercepts: Vec<Intercept>,
+    pub(crate) rings: bool,
+}
+
+impl Parts {
+    pub(crate) fn record_created(&self, spec: &SandboxSpec, place: Place) {
+        if !self.sink.is_recording() {
+            return;
+        }
+        let spec = serde_json::json!({ "spec": spec, "state_dir": self.store.state_dir() });
+        self.sink.record(Event::Created { place, spec });
+    }
+
+    /// Starts the six actors of a sandbox on this thread.
+    pub(crate) fn make(
+        self: &Arc<Self>,
+        spec: SandboxSpec,
+        ledger: Rc<dyn Ledger>,
+        state: LifecycleState,
+        facts: Facts,
+        registry: Registry,
+    ) -> Result<SandboxHandle, SandboxError> {
+        let SandboxSpec { id, config, cgroups_path } = spec;
+        let (config, dir) = (Arc::new(config), SandboxDir::new(self.store.state_dir(), &id));
+        let vmm = self.ports.vmm.create(&id, dir.root(), &config).map_err(SandboxError::Store)?;
+        let agent = self.ports.agent.create(&id).map_err(SandboxError::Store)?;
+        let cause = CurrentCause::default();
+        let bare = Bare { parts: self.clone(), id: id.clone(), dir: dir.clone(), config, ledger, vmm, agent };
+        let failure = (state == LifecycleState::Failed).then(|| "left by an earlier process".to_owned());
+        let first = SandboxStatus { state, failure: failure.clone(), ..SandboxStatus::new(id.clone()) };
+        let (status, seen) = watch::channel(first);
+        let (bell, vm_exit) = watch::channel(None);
+        let crew = Crew {
+            sandbox: id.clone(),
+            config: bare.config.clone(),
+            cgroups_path,
+            dir,
+            store: self.store.clone(),
+            ledger: bare.ledger.clone(),
+            journal: Journal::new(bare.ledger.clone(), ActorName::Supervisor),
+            vmm: bare.vmm(ActorName::Supervisor, &cause),
+            agent: bare.agent(ActorName::Supervisor, &cause),
+            facts: bare.wrap(ActorName::Supervisor, &cause, self.facts.clone(), HostFactsProxy::wrap),
+            device: bare.device(),
+            network: bare.network(),
+            share: bare.share(),
+            cgroup: bare.cgroup(),
+            cpu: bare.cpu(),
+            status,
+            cause: cause.clone(),
+            born: Instant::now(),
+            bell: RefCell::new(Some(bell)),
+            vm_exit: vm_exit.clone(),
+            vm_is_watched: Cell::new(false),
+        };
+        let dump = dump(&crew, seen.clone());
+        let identity = bare.identity(ActorName::Supervisor, cause);
+        let supervisor = spawn(Supervisor::new(crew, state, failure, facts), identity);
+        if self.rings {
+            tokio::task::spawn_local(ring(supervisor.clone(), vm_exit));
+        }
+        let (agent, config, sink) = (bare.agent, bare.config, self.sink.clone());
+        Ok(SandboxHandle { sandbox: id, supervisor, status: seen, agent, config, dump, sink, registry })
+    }
+}
+
+/// Tells the supervisor that its VM has ended. Lives until the sandbox is released.
+async fn ring(supervisor: Address<Supervisor>, mut exit: watch::Receiver<Option<hypervisor::VmExit>>) {
+    let ended = exit.wait_for(Option::is_some).await.map(|exit| exit.clone());
+    if let Ok(Some(exit)) = ended {
+        let ask = Ask { deadline: Instant::now() + Duration::from_secs(3600), cause: None };
+        // A supervisor that is gone or has died needs no telling.
+        let _ = supervisor.ask(VmExited { exit }, ask).await;
+    }
+}
+
+fn dump(crew: &Crew, status: watch::Receiver<SandboxStatus>) -> Dump {
+    let device = crew.device.address().snapshot();
+    let network = crew.network.address().snapshot();
+    let share = crew.share.address().snapshot();
+    let cgroup = crew.cgroup.address().snapshot();
+    let cpu = crew.cpu.address().snapshot();
+    Arc::new(move || {
+        serde_json::json!({
+            "status": &*status.borrow(),
+            "device": &*device.borrow(),
+            "network": &*network.borrow(),
+            "share_fs": &*share.borrow(),
+            "cgroup": &*cgroup.borrow(),
+            "cpu": &*cpu.borrow(),
+        })
+    })
+}
+
+/// What actors are made from, and made again from after a death.
+#[derive(Clone)]
+struct Bare {
+    parts: Arc<Parts>,
+    id: SandboxId,
+    dir: SandboxDir,
+    config: Arc<SandboxConfig>,
+    ledger: Rc<dyn Ledger>,
+    vmm: Arc<dyn Hypervisor>,
+    agent: Arc<dyn GuestAgent>,
+}
+
+impl Bare {
+    /// Puts every interceptor around a port, the recorder outermost.
+    fn wrap<P: ?Sized>(
+        &self,
+        actor: ActorName,
+        cause: &CurrentCause,
+        port: Arc<P>,
+        proxy: impl Fn(Arc<P>, Arc<dyn Interceptor>) -> Arc<P>,
+    ) -> Arc<P> {
+        let mut port = port;
+        for intercept in &self.parts.intercepts {
+            if let Some(interceptor) = intercept(&self.id, actor, cause) {
+                port = proxy(port, interceptor);
+            }
+        }
+        if self.parts.sink.is_recording() {
+            let (sandbox, cause, sink) = (self.id.clone(), cause.clone(), self.parts.sink.clone());
+            port = proxy(port, Arc::new(Recorder { sandbox, actor, cause, sink }));
+        }
+        port
+    }
+
+    fn vmm(&self, actor: ActorName, cause: &CurrentCause) -> Arc<dyn Hypervisor> {
+        self.wrap(actor, cause, self.vmm.clone(), HypervisorProxy::wrap)
+    }
+
+    fn agent(&self, actor: ActorName, cause: &CurrentCause) -> Arc<dyn GuestAgent> {
+        self.wrap(actor, cause, self.agent.clone(), GuestAgentProxy::wrap)
+    }
+
+    fn identity(&self, actor: ActorName, cause: CurrentCause) -> Identity {
+        let (sandbox, sink) = (self.id.clone(), self.parts.sink.clone());
+        Identity { actor, sandbox, bound: MAILBOX_BOUND, sink, cause }
+    }
+
+    fn journal(&self, actor: ActorName) -> Journal {
+        Journal::new(self.ledger.clone(), actor)
+    }
+
+    /// A seat whose actor can be made again.
+    fn seat<D: Domain>(&self, actor: ActorName, make: impl Fn(&Self, &CurrentCause) -> D + 'static) -> Seat<D> {
+        let bare = self.clone();
+        Seat::new(actor, move || {
+            let cause = CurrentCause::default();
+            spawn(make(&bare, &cause), bare.identity(actor, cause))
+        })
+    }
+
+    fn device(&self) -> Seat<DeviceActor> {
+        self.seat(ActorName::Device, |bare, cause| {
+            let host = bare.wrap(ActorName::Device, cause, bare.parts.ports.device.clone(), DeviceHostProxy::wrap);
+            let vmm = bare.vmm(ActorName::Device, cause);
+            let bridges = bare.config.hypervisor.default_bridges;
+            let journal = bare.journal(ActorName::Device);
+            DeviceActor::new(journal, vmm, host, bare.id.clone(), bridges, FIRST_BRIDGE_SLOT)
+        })
+    }
+
+    fn network(&self) -> Seat<NetworkActor> {
+        self.seat(ActorName::Network, |bare, cause| {
+            let host = bare.wrap(ActorName::Network, cause, bare.parts.ports.network.clone(), NetworkHostProxy::wrap);
+            NetworkActor::new(bare.journal(ActorName::Network), host, bare.id.clone())
+        })
+    }
+
+    fn share(&self) -> Seat<ShareFsActor> {
+        self.seat(ActorName::ShareFs, |bare, cause| {
+            let host = bare.wrap(ActorName::ShareFs, cause, bare.parts.ports.share.clone(), ShareFsHostProxy::wrap);
+            ShareFsActor::new(bare.journal(ActorName::ShareFs), host, bare.dir.clone(), bare.id.clone())
+        })
+    }
+
+    fn cgroup(&self) -> Seat<CgroupActor> {
+        self.seat(ActorName::Cgroup, |bare, cause| {
+            let host = bare.wrap(ActorName::Cgroup, cause, bare.parts.ports.cgroup.clone(), CgroupHostProxy::wrap);
+            CgroupActor::new(bare.journal(ActorName::Cgroup), host, bare.id.clone())
+        })
+    }
+
+    fn cpu(&self) -> Seat<CpuActor> {
+        self.seat(ActorName::Cpu, |bare, cause| {
+            let (vmm, agent) = (bare.vmm(ActorName::Cpu, cause), bare.agent(ActorName::Cpu, cause));
+            CpuActor::new(bare.journal(ActorName::Cpu), vmm, agent)
+        })
+    }
+}
