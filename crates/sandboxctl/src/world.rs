@@ -11,7 +11,8 @@ use network_actor::LinuxNetworkHost;
 use resource_actors::Ports;
 use sharefs_actor::LinuxShareFsHost;
 use simulation::{
-    RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroups, SimulatedDeviceHost, SimulatedVmmFactory, World,
+    RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedVmmFactory,
+    World,
 };
 
 use crate::mode::{HostMode, Mode, VmmMode};
@@ -22,7 +23,7 @@ pub(crate) fn ports(mode: Mode, cgroups_are_ours: bool) -> (Ports, Option<&'stat
     // A simulated VMM is no process that a cgroup could hold, and a normal user has no cgroups.
     let enforced = mode.vmm == VmmMode::Qemu && cgroups_are_ours;
     let cgroup: Arc<dyn CgroupHost> =
-        if enforced { Arc::new(LinuxCgroupHost::new()) } else { Arc::new(SimulatedCgroups::new(world.clone())) };
+        if enforced { Arc::new(LinuxCgroupHost::new()) } else { Arc::new(SimulatedCgroupHost::new(world.clone())) };
     let note = (!enforced && mode.host == HostMode::Private).then_some("limits by cgroups are simulated, not enforced");
     let network = Arc::new(LinuxNetworkHost);
     let ports = match mode.vmm {
