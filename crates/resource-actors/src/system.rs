@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use actor_shell::{Arbiters, CurrentCause, NoTrace, StartError};
 use cgroup_actor::host::CgroupHost;

@@ -14,11 +14,11 @@ use nix::unistd::{getegid, geteuid};
 use crate::output::{Code, Failure};
 
 /// Enters a mount, network and IPC namespace of our own, and a user namespace unless we are root,
-/// and puts an empty tmpfs where sandboxes keep their state.
+/// and puts an empty tmpfs where sandboxes keep their state, not over what is `needed`.
 ///
 /// # Errors
 /// The kernel or a policy forbids it. Nothing on the host has changed: the process exits then.
-pub(crate) fn enter(state_dir: &Path) -> Result<(), Failure> {
+pub(crate) fn enter(state_dir: &Path, needed: &[&Path]) -> Result<(), Failure> {
     let (user, group) = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
     if !user.is_root() {
@@ -33,24 +33,23 @@ pub(crate) fn enter(state_dir: &Path) -> Result<(), Failure> {
     }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(|errno| failed("make / private", errno))?;
-    cover(state_dir)
+    cover(state_dir, needed)
 }
 
-/// Nothing of ours may land on the host, so a tmpfs covers the state directory; where that does not
-/// exist yet, it covers `/run`, since making the directory would already leave something behind.
-fn cover(state_dir: &Path) -> Result<(), Failure> {
-    let target = if state_dir.is_dir() {
+/// Nothing of ours may land on the host, so a tmpfs covers the state directory. By default it covers
+/// all of `/run`: helpers keep their pid files there, and making a directory that does not exist would
+/// already leave something behind. What is still needed below `/run` (a bundle, a namespace) stays
+/// visible if the state directory exists and can be covered alone.
+fn cover(state_dir: &Path, needed: &[&Path]) -> Result<(), Failure> {
+    let run = Path::new("/run");
+    let target = if state_dir.starts_with(run) && !needed.iter().any(|path| path.starts_with(run)) {
+        run
+    } else if state_dir.is_dir() {
         state_dir
-    } else if state_dir.starts_with("/run") {
-        Path::new("/run")
     } else {
         let why = format!("{} does not exist, and making it would leave it behind", state_dir.display());
-        return Err(Failure::early(
-            Code::PRIVATE,
-            "cannot hide the state directory",
-            why,
-            "mkdir it first, or leave out --state-dir",
-        ));
+        let advice = "mkdir it first, or name another --state-dir that exists";
+        return Err(Failure::early(Code::PRIVATE, "cannot hide the state directory", why, advice));
     };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some("mode=0700"))

@@ -22,9 +22,11 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Loads what counts for this call.
 pub(crate) fn effective(global: &Global) -> Result<Loaded, Failure> {
-    let mut layers = built_in_guest();
-    if let Some(file) = find_file(global) {
-        layers.extend(file_layers(&file)?);
+    let mut layers = built_in(&[("hypervisor.vsock_daemon", "../tools/bin/vhost-device-vsock")]);
+    match find_file(global) {
+        Some(file) => layers.extend(file_layers(&file)?),
+        // A file brings its own guest, and a guest has one root.
+        None => layers.extend(built_in(&[("hypervisor.kernel", "vmlinux"), ("hypervisor.initrd", "initrd.cpio")])),
     }
     for key in KEYS {
         let variable = key.variable();
@@ -114,15 +116,14 @@ fn unreadable(file: &Path, error: io::Error) -> Failure {
     )
 }
 
-/// The guest that this project builds, if it is there: a first run needs no configuration.
-fn built_in_guest() -> Vec<Layer> {
+/// What this project builds for a first run, as far as it is there: keys with files beside the guest.
+fn built_in(files: &[(&str, &str)]) -> Vec<Layer> {
     let Some(dir) = guest_dir() else { return Vec::new() };
     let setting = |key: &str, file: &str| {
-        let path = dir.join(file);
-        path.is_file().then(|| Layer::setting("built-in", key, path.to_str()?).ok()).flatten()
+        let path = dir.join(file).canonicalize().ok()?;
+        Layer::setting("built-in", key, path.to_str()?).ok()
     };
-    let pair = [setting("hypervisor.kernel", "vmlinux"), setting("hypervisor.initrd", "initrd.cpio")];
-    pair.into_iter().flatten().collect()
+    files.iter().filter_map(|(key, file)| setting(key, file)).collect()
 }
 
 /// `target/guest` below the current directory, or beside the program (`target/debug/sandboxctl`).

@@ -154,6 +154,26 @@ fn the_named_file_counts_more_than_the_environment() {
 }
 
 #[test]
+fn what_the_project_builds_is_found_unless_a_file_brings_its_own() {
+    let dir = TempDir::new().unwrap();
+    let guest = dir.path().join("target/guest");
+    fs::create_dir_all(&guest).unwrap();
+    fs::write(guest.join("vmlinux"), "").unwrap();
+    fs::write(guest.join("initrd.cpio"), "").unwrap();
+    let shown = |args: &[&str]| {
+        let ran = ran(&mut sandboxctl(dir.path(), &[&["config", "show", "--json"], args].concat()));
+        serde_json::from_str::<Value>(&ran.out).unwrap()["keys"].clone()
+    };
+    let alone = shown(&[]);
+    let initrd = guest.join("initrd.cpio").canonicalize().unwrap();
+    assert_eq!(alone["hypervisor.initrd"], json!({"value": initrd, "origin": "built-in"}));
+    assert_eq!(alone["hypervisor.kernel"]["origin"], "built-in");
+    fs::write(dir.path().join("c.toml"), "[hypervisor.qemu]\nimage = \"/i\"\n").unwrap();
+    let with_file = shown(&["--config", "c.toml"]);
+    assert_eq!(with_file["hypervisor.initrd"], json!({"value": "", "origin": "default"}));
+}
+
+#[test]
 fn a_refused_configuration_names_key_value_and_fix() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("bad.toml"), "[hypervisor.qemu]\nnetwork_queues = 999\n").unwrap();

@@ -58,7 +58,7 @@ fn finish(result: Result<(), Failure>, json: bool) -> ExitCode {
 
 /// Four lines on standard error; with `--json` also a document on standard output.
 fn report(failure: &Failure, json: bool) {
-    if json {
+    if json && !failure.documented {
         data(&format!("{}\n", failure.to_json()));
     }
     drop(write!(anstream::stderr(), "{failure}"));

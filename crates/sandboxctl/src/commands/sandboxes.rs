@@ -92,7 +92,7 @@ pub(crate) fn cleanup(global: &Global, args: &CleanupArgs) -> Result<(), Failure
     let outcomes: Vec<_> = outcomes.into_iter().map(|(id, outcome, _)| (id, outcome)).collect();
     tell(&outcomes, args.json.json);
     match outcomes.into_iter().find_map(|(id, outcome)| left(&id, outcome)) {
-        Some(failure) => Err(failure),
+        Some(failure) => Err(failure.documented()),
         None => Ok(()),
     }
 }

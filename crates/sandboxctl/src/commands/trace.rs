@@ -37,7 +37,7 @@ fn replay_file(file: &Path, as_json: bool) -> Result<(), Failure> {
         "record {}: sandbox {}, {} actor, {}",
         divergence.seq, divergence.sandbox, divergence.actor, divergence.message
     );
-    Err(failure)
+    Err(failure.documented())
 }
 
 fn render(vmm: &str, host: &str, report: &ReplayReport) -> String {

@@ -61,6 +61,8 @@ pub(crate) struct Failure {
     pub(crate) state: String,
     /// One command, or one thing to do.
     pub(crate) advice: String,
+    /// Whether the verb's own document on standard output tells of it already.
+    pub(crate) documented: bool,
 }
 
 impl Failure {
@@ -82,12 +84,19 @@ impl Failure {
             why: why.to_string(),
             state: "nothing was changed".to_owned(),
             advice: advice.into(),
+            documented: false,
         }
     }
 
     /// The same failure with another state.
     pub(crate) fn state(mut self, state: impl Into<String>) -> Self {
         self.state = state.into();
+        self
+    }
+
+    /// The same failure, of which the verb's own document tells already.
+    pub(crate) fn documented(mut self) -> Self {
+        self.documented = true;
         self
     }
 

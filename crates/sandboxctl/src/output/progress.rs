@@ -49,7 +49,7 @@ impl Progress {
         match self.style {
             Style::Silent => {}
             Style::Json => self.event(json!({
-                "event": "step", "actor": actor, "step": step, "ms": milliseconds, "error": problem,
+                "event": "step", "actor": actor, "step": step, "us": took.as_micros() as u64, "error": problem,
             })),
             Style::Lines { fancy } => {
                 let line = render(actor, step, milliseconds, problem, fancy);

@@ -14,6 +14,9 @@ use tokio::time::Instant;
 
 use super::progress::{Progress, in_words};
 
+/// Messages that tell an actor something and do nothing that a reader would wait for.
+const TOLD: [&str; 2] = ["BaseIs", "VmExited"];
+
 /// What a line is made of.
 struct Step {
     actor: ActorName,
@@ -26,13 +29,13 @@ struct Step {
 #[derive(Debug)]
 pub(crate) struct Steps {
     file: Option<Arc<ChannelSink>>,
-    lines: Option<Sender<Step>>,
+    lines: Option<Sender<Option<Step>>>,
     seq: AtomicU64,
     begun: Instant,
 }
 
 impl Steps {
-    /// Starts the printing, which ends when the sink is dropped.
+    /// Starts the printing, which goes on until [`finish`](Self::finish).
     ///
     /// # Errors
     /// The thread cannot be made.
@@ -40,15 +43,23 @@ impl Steps {
         progress: Progress,
         file: Option<Arc<ChannelSink>>,
     ) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let (sender, steps) = channel::<Step>();
+        let (sender, steps) = channel::<Option<Step>>();
         let printer = std::thread::Builder::new().name("progress".into()).spawn(move || {
-            for step in steps {
+            // `None` is the end. The sink itself may live on in an actor that does not end.
+            for step in steps.iter().map_while(|step| step) {
                 progress.step(step.actor.as_str(), &in_words(&step.message), step.took, step.problem.as_deref());
             }
         })?;
         let lines = progress.shows_steps().then_some(sender);
         let sink = Self { file, lines, seq: AtomicU64::new(0), begun: Instant::now() };
         Ok((Arc::new(sink), printer))
+    }
+
+    /// Ends the printing when all that has come is printed.
+    pub(crate) fn finish(&self) {
+        if let Some(lines) = &self.lines {
+            drop(lines.send(None));
+        }
     }
 }
 
@@ -72,11 +83,13 @@ impl TraceSink for Steps {
     }
 
     fn record(&self, event: Event) {
-        if let (Some(lines), Event::Replied { place, message, reply, service_us }) = (&self.lines, &event) {
+        if let (Some(lines), Event::Replied { place, message, reply, service_us }) = (&self.lines, &event)
+            && !TOLD.contains(&message.as_str())
+        {
             let took = Duration::from_micros(*service_us);
             let step = Step { actor: place.actor, message: message.clone(), took, problem: problem(reply) };
             // The printer ends only after us.
-            drop(lines.send(step));
+            drop(lines.send(Some(step)));
         }
         if let Some(file) = &self.file {
             file.record(event);

@@ -7,8 +7,11 @@ use std::time::Duration;
 use resource_actors::trace::TraceFile;
 use resource_actors::{ResourceSystem, SandboxHandle, SandboxSpec};
 use sandbox_model::ContainerId;
+use sandbox_model::config::SandboxConfig;
+use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::trace::{Header, TRACE_VERSION};
 use serde_json::json;
+use sha2::Digest;
 
 use super::container::{Container, Life};
 use super::failures::{from_library, undone};
@@ -16,10 +19,13 @@ use super::signals::Enders;
 use super::{Job, plan};
 use crate::cli::{Global, RunArgs};
 use crate::commands::sandboxes::remains;
-use crate::mode::VmmMode;
+use crate::mode::{HostMode, VmmMode};
 use crate::output::steps::Steps;
 use crate::output::{Code, Exit, Failure};
 use crate::{owner, world};
+
+/// Closing a trace takes milliseconds; more than this is for ever.
+const TRACE_END: Duration = Duration::from_secs(5);
 
 /// How the container's part ended.
 enum End {
@@ -44,14 +50,29 @@ pub(super) fn start(global: &Global, args: &RunArgs, job: &Job) -> Result<u8, Fa
     let trace = trace.transpose()?;
     let (steps, printer) = Steps::start(job.progress, trace.as_ref().map(TraceFile::sink))
         .map_err(|error| Failure::early(Code::HOST, "cannot start a thread", error, "sandboxctl doctor"))?;
-    let outcome = runtime.block_on(serve(global, args, job, steps));
+    let outcome = runtime.block_on(serve(global, args, job, steps.clone()));
     // A thread may still wait for standard input, and everything else is done.
     runtime.shutdown_background();
+    steps.finish();
+    drop(steps);
     drop(printer.join());
-    if let Some(Err(error)) = trace.map(TraceFile::finish) {
-        tracing::warn!("the trace is incomplete: {error}");
+    if let Some(trace) = trace {
+        finish(trace);
     }
     outcome
+}
+
+/// Closes the trace. It ends only when nobody holds its sink; an actor that did not end would hold it
+/// for ever, and us with it.
+fn finish(trace: TraceFile) {
+    let (done, finished) = std::sync::mpsc::channel();
+    let closing = std::thread::Builder::new().name("trace-end".into()).spawn(move || drop(done.send(trace.finish())));
+    let problem = match (closing, finished.recv_timeout(TRACE_END)) {
+        (Err(error), _) | (Ok(_), Ok(Err(error))) => error.to_string(),
+        (Ok(_), Err(error)) => format!("its end does not come: {error}"),
+        (Ok(_), Ok(Ok(()))) => return,
+    };
+    tracing::warn!("the trace may be incomplete: {problem}");
 }
 
 fn header(args: &RunArgs, job: &Job) -> Header {
@@ -60,9 +81,15 @@ fn header(args: &RunArgs, job: &Job) -> Header {
         build: env!("CARGO_PKG_VERSION").to_owned(),
         vmm: job.mode.vmm.to_string(),
         host: job.mode.host.to_string(),
-        config_digest: String::new(),
+        config_digest: digest(&job.config),
         seed: (job.mode.vmm == VmmMode::Simulated).then_some(args.seed),
     }
+}
+
+/// SHA-256 of the configuration as JSON.
+fn digest(config: &SandboxConfig) -> String {
+    let text = serde_json::to_vec(config).unwrap_or_default();
+    sha2::Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) -> Result<u8, Failure> {
@@ -89,16 +116,19 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
     // Held until the directory is gone: nobody cleans up under us.
     let claim = owner::claim(&global.state_dir, &job.id);
     let end = live(&sandbox, args, job, &mut enders).await;
+    let taken_away = async {
+        let outcome = take_away(&sandbox, job, end).await;
+        system.shutdown().await;
+        outcome
+    };
     let outcome = tokio::select! {
-        outcome = take_away(&sandbox, job, end) => outcome,
+        outcome = taken_away => outcome,
         signal = enders.next() => {
-            eprintln!("sandbox {} was left as it is; undo it with: sandboxctl cleanup {}", job.id, job.id);
+            eprintln!("sandbox {} was left as it is; what remains of it: sandboxctl cleanup {}", job.id, job.id);
             process::exit(i32::from(Exit::Signal(signal).number()));
         }
     };
     drop(claim);
-    drop(sandbox);
-    system.shutdown().await;
     outcome
 }
 
@@ -153,7 +183,10 @@ async fn take_away(sandbox: &SandboxHandle, job: &Job, end: End) -> Result<u8, F
     {
         tracing::warn!("{error}");
     }
-    if let Err(error) = sandbox.stop().await {
+    // A sandbox that has failed knows only clean-up, which ends its VM too.
+    if sandbox.status().state != LifecycleState::Failed
+        && let Err(error) = sandbox.stop().await
+    {
         tracing::warn!("{error}");
     }
     let report = match sandbox.cleanup().await {
@@ -161,7 +194,12 @@ async fn take_away(sandbox: &SandboxHandle, job: &Job, end: End) -> Result<u8, F
         Err(error) => return Err(from_library(&format!("cannot clean up sandbox {}", job.id), &error)),
     };
     let state = undone(&report);
-    let left = remains(&job.id, &report);
+    let mut left = remains(&job.id, &report);
+    if job.mode.host == HostMode::Private
+        && let Some(left) = left.take()
+    {
+        tracing::warn!("{}: {}; it vanishes with this process", left.what, left.why);
+    }
     if let (End::Exited(code), None) = (&end, &left) {
         job.progress.event(json!({
             "event": "exit", "id": job.id, "code": code, "vmm": job.mode.vmm, "host": job.mode.host, "state": state,

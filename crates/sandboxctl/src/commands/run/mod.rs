@@ -8,6 +8,7 @@ mod signals;
 mod stdio;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub(super) use failures::from_library;
@@ -39,7 +40,8 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> ExitCode {
     let outcome = prepare(global, args, progress).and_then(|job| {
         if job.mode.host == HostMode::Private {
             // No thread exists yet.
-            private::enter(&global.state_dir)?;
+            let needed: Vec<_> = args.netns.iter().chain([&job.bundle.rootfs]).map(PathBuf::as_path).collect();
+            private::enter(&global.state_dir, &needed)?;
         }
         engine::start(global, args, &job)
     });
