@@ -11,12 +11,7 @@ use network_actor::LinuxNetworkHost;
 use resource_actors::Ports;
 use sharefs_actor::LinuxShareFsHost;
 use simulation::{
-<<<<<<< HEAD
     RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedVmmFactory, World,
-=======
-    RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedVmmFactory,
-    World,
->>>>>>> cli
 };
 
 use crate::mode::{HostMode, Mode, VmmMode};
