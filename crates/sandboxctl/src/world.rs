@@ -11,7 +11,8 @@ use network_actor::LinuxNetworkHost;
 use resource_actors::Ports;
 use sharefs_actor::LinuxShareFsHost;
 use simulation::{
-    RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedVmmFactory, World,
+    RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedVmmFactory,
+    World,
 };
 
 use crate::mode::{HostMode, Mode, VmmMode};
