@@ -89,16 +89,33 @@ impl DirectoryStore {
     }
 }
 
+/// How often a sandbox's directory is tried: whoever releases the last sandbox takes the state
+/// directory along, perhaps under our hands.
+const MAKE_ATTEMPTS: usize = 5;
+
+impl DirectoryStore {
+    fn make_sandbox_dir(&self, dir: &SandboxDir) -> PortResult<()> {
+        let failed = |error| PortError::os("mkdir", dir.root().display().to_string(), error);
+        for _ in 1..MAKE_ATTEMPTS {
+            self.make_state_dir()?;
+            match DirBuilder::new().mode(0o700).create(dir.root()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                made => return made.map_err(failed),
+            }
+        }
+        self.make_state_dir()?;
+        DirBuilder::new().mode(0o700).create(dir.root()).map_err(failed)
+    }
+}
+
 impl SandboxStore for DirectoryStore {
     fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
     fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
-        self.make_state_dir()?;
         let dir = self.dir(sandbox);
-        let made = DirBuilder::new().mode(0o700).create(dir.root());
-        made.map_err(|error| PortError::os("mkdir", dir.root().display().to_string(), error))?;
+        self.make_sandbox_dir(&dir)?;
         let created = (|| {
             let path = dir.ledger();
             let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
@@ -176,6 +193,8 @@ impl SandboxStore for DirectoryStore {
             )),
             Ok(_) => remove_own(&dir).map(|()| Undone::Undone),
         };
+        // Goes only if it is empty: another sandbox may live in it.
+        let _ = fs::remove_dir(&self.state_dir);
         let object = format!("directory {}", dir.root().display());
         UndoReport { items: vec![UndoItem { entry: DIRECTORY_ENTRY, object, result }] }
     }

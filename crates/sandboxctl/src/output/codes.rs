@@ -23,7 +23,7 @@ macro_rules! codes {
 
 codes! {
     INVALID_ID "E0101" "the text is no id"
-        "An id is 1 to 63 of A-Z a-z 0-9 . _ - , starts with a letter or digit and contains no \"..\".";
+        "An id is 1 to 64 of A-Z a-z 0-9 . _ - , starts with a letter or digit and contains no \"..\".";
     EXISTS "E0102" "a sandbox of that id exists"
         "Another process runs it, or a crash has left something of it. `sandboxctl cleanup ID` undoes what\n\
          a crash has left.";
