@@ -31,9 +31,9 @@ fn a_hypervisor_of_the_embedders_own_is_asked_in_order() {
 
 /// What the contract says stays as it was.
 fn process_facts() -> BTreeMap<&'static str, String> {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let status = fs::read_to_string("/proc/self/status").expect("procfs is mounted");
     let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-    let link = |path: &str| fs::read_link(path).unwrap().display().to_string();
+    let link = |path: &str| fs::read_link(path).expect("procfs is mounted").display().to_string();
     BTreeMap::from([
         ("signal handlers", field("SigCgt")),
         ("ignored signals", field("SigIgn")),
@@ -41,7 +41,7 @@ fn process_facts() -> BTreeMap<&'static str, String> {
         ("network namespace", link("/proc/thread-self/ns/net")),
         ("mount namespace", link("/proc/thread-self/ns/mnt")),
         ("working directory", link("/proc/self/cwd")),
-        ("limits", fs::read_to_string("/proc/self/limits").unwrap()),
+        ("limits", fs::read_to_string("/proc/self/limits").expect("procfs is mounted")),
         ("environment", format!("{:?}", std::env::vars_os().collect::<BTreeMap<_, _>>())),
     ])
 }

@@ -1,12 +1,15 @@
 //! The threads that actors live on.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
 use actix::{Arbiter, ArbiterHandle, System};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// Blocking system calls that one arbiter may have in flight.
 const BLOCKING_THREADS_MAX: usize = 8;
@@ -147,16 +150,49 @@ impl Seat {
     }
 }
 
+thread_local! {
+    /// Blocking calls of this arbiter whose callers have given up, and which still go on.
+    static ABANDONED: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A blocking call that goes on when nobody waits for it any more.
+struct Running(Option<JoinHandle<()>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(running) = self.0.take() {
+            ABANDONED.with_borrow_mut(|abandoned| abandoned.push(running));
+        }
+    }
+}
+
 /// Runs a blocking system call beside the arbiter, on its bounded pool.
 ///
-/// Its future may be dropped; the call itself then still goes on to its end.
+/// Its future may be dropped; the call itself then still goes on to its end, and the actor that
+/// dropped it does not go on before it: what a call makes after its undo has looked would stay.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(payload) => std::panic::resume_unwind(payload),
-            // The pool only cancels when its runtime is shutting down, and then nobody polls us.
-            Err(_) => std::future::pending().await,
-        },
+    let (tell, told) = oneshot::channel();
+    let call = move || {
+        let _ = tell.send(catch_unwind(AssertUnwindSafe(call)));
+    };
+    let mut running = Running(Some(tokio::task::spawn_blocking(call)));
+    let outcome = told.await;
+    running.0 = None;
+    match outcome {
+        Ok(Ok(value)) => value,
+        Ok(Err(payload)) => resume_unwind(payload),
+        // The pool only drops a call when its runtime is shutting down, and then nobody polls us.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits for the blocking calls of this arbiter whose callers have given up.
+pub(crate) async fn abandoned_calls() {
+    while let Some(running) = ABANDONED.with_borrow_mut(Vec::pop) {
+        let mut running = Running(Some(running));
+        if let Some(handle) = &mut running.0 {
+            let _ = handle.await;
+        }
+        running.0 = None;
     }
 }

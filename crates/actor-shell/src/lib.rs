@@ -18,6 +18,8 @@
 //! * **Cancellation beside the mailbox.** [`Address::interrupt`] reaches a message that hangs, and
 //!   refuses all that wait behind it. Dropping a reply's future cancels a message that has not been
 //!   taken yet, and never one that has.
+//! * **Nothing runs on behind an actor's back.** A [`blocking`] call cannot be stopped. After a
+//!   message that was dropped in the middle, the next one begins when the call that it left has ended.
 //! * **Settled once.** Each planned message settles exactly once, whatever happened to it.
 //! * **Panic.** A panic ends its actor and no other: its reason is kept, told to whoever asked and
 //!   to all who ask later ([`Refused::Died`]), and published ([`Address::death`]).

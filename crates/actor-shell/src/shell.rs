@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout_at;
 
+use crate::arbiters::abandoned_calls;
 use crate::{Address, Call, Completion, Death, Domain, Identity, Interrupt, Plan, Refused, Request, Serve, panic_text};
 
 /// A domain with a mailbox.
@@ -20,6 +21,8 @@ pub(crate) struct Shell<D: Domain> {
     identity: Identity,
     death: watch::Sender<Option<Death>>,
     snapshot: watch::Sender<D::Snapshot>,
+    /// Whether the last message was dropped in the middle.
+    was_cut_off: bool,
 }
 
 /// A message on its way.
@@ -52,7 +55,7 @@ pub fn spawn<D: Domain>(mut domain: D, identity: Identity) -> Address<D> {
     let (snapshot, seen) = watch::channel(first);
     let (death, noticed) = watch::channel(None);
     let (actor, bound) = (identity.actor, identity.bound);
-    let mailbox = Shell { domain, identity, death, snapshot }.start();
+    let mailbox = Shell { domain, identity, death, snapshot, was_cut_off: false }.start();
     Address {
         mailbox,
         actor,
@@ -98,8 +101,18 @@ where
             Ok(Ok(planned)) => planned,
         };
 
+        // What the last message left running comes to its end before this one looks at the world.
+        let effect = if std::mem::take(&mut self.was_cut_off) {
+            Box::pin(async move {
+                abandoned_calls().await;
+                effect.await
+            })
+        } else {
+            effect
+        };
         let effect = AssertUnwindSafe(bounded(effect, call, self.domain.grace())).catch_unwind();
         AtomicResponse::new(Box::pin(effect.into_actor(self).map(move |done, shell, _| {
+            shell.was_cut_off = !matches!(done, Ok(Completion::Finished(_)));
             let answer = match done {
                 Err(payload) => Err(shell.die(&*payload)),
                 Ok(done) => std::panic::catch_unwind(AssertUnwindSafe(|| shell.domain.settle(ticket, done)))

@@ -249,3 +249,52 @@ fn a_snapshot_is_read_while_the_actor_is_busy() {
         assert_eq!(*worker.snapshot().borrow(), 2);
     });
 }
+
+/// Blocks for real, and says when it has ended.
+#[derive(Serialize, Deserialize)]
+struct Block {
+    millis: u64,
+}
+
+impl Request for Block {
+    type Reply = bool;
+    const NAME: &'static str = "Block";
+}
+
+impl Serve<Block> for Worker {
+    type Ticket = u64;
+    type Outcome = ();
+
+    fn plan(&mut self, request: Block, _: &Call) -> Plan<u64, bool> {
+        Plan::Perform(request.millis)
+    }
+
+    fn perform(&self, millis: &u64, _: &Call) -> LocalFuture<()> {
+        let millis = *millis;
+        Box::pin(crate::blocking(move || {
+            ENDED.store(false, std::sync::atomic::Ordering::SeqCst);
+            // A blocking call is what is tested; it runs on the pool, not on the arbiter.
+            let (_tell, told) = std::sync::mpsc::channel::<()>();
+            let _ = told.recv_timeout(Duration::from_millis(millis));
+            std::mem::drop(_tell);
+            ENDED.store(true, std::sync::atomic::Ordering::SeqCst);
+        }))
+    }
+
+    fn settle(&mut self, _: u64, done: Completion<()>) -> bool {
+        done == Completion::Finished(())
+    }
+}
+
+static ENDED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(true);
+
+#[test]
+fn nothing_runs_on_behind_an_actors_back() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let (worker, _) = worker(8, Duration::ZERO);
+        assert_eq!(worker.ask(Block { millis: 200 }, within(20)).await, Ok(false), "it was given up");
+        worker.ask(work("next", 1), within(5000)).await.unwrap();
+        assert!(ENDED.load(std::sync::atomic::Ordering::SeqCst), "the next message waited for it");
+    });
+}

@@ -9,7 +9,7 @@
 //! * [`device`], [`network`], [`storage`]: plain data that the actors hand to each other through
 //!   the supervisor.
 //! * [`ledger`]: what has been made on the host, so that it can be unmade.
-//! * [`port`]: the macro that declares a port once and gives it recording, replay and faults.
+//! * [`mod@port`]: the macro that declares a port once and gives it recording, replay and faults.
 //! * [`trace`]: what happened, one record for each message and port call.
 //! * [`status`]: what a reader sees without waiting.
 #![forbid(unsafe_code)]

@@ -198,10 +198,12 @@ impl Step for UpdateLinuxResources {
                 update,
             };
             let resize = ResizeFor { container, resources: self.0.resources.clone(), update };
-            let (_, sized) = futures::try_join!(
+            let (cpuset, sized) = futures::join!(
                 crew.cgroup.ask("change the cpuset", cpuset, &call),
                 crew.cpu.ask("size the VM", resize, &call),
-            )?;
+            );
+            cpuset?;
+            let sized = sized?;
             if let Some(vcpu_threads) = sized.new_threads {
                 let request = PlaceVcpus { vcpu_threads };
                 crew.cgroup.ask("move new vCPUs into the cgroup", request, &call).await?;

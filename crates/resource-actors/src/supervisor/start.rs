@@ -36,12 +36,15 @@ impl Step for PrepareBeforeStartVm {
             let wishes = Wishes::from_list(&self.resources)?;
             crew.waits_for("PrepareBeforeStartVm", "cgroups, network, shared directory and vsock");
             // None of these stands on another.
-            let (_, network, share, vsock) = futures::try_join!(
+            let (cgroups, network, share, vsock) = futures::join!(
                 crew.create_cgroups(&call),
                 optional(wishes.network, |network| crew.set_up_network(network, &call)),
                 optional(wishes.share, |share| crew.set_up_share(share, &call)),
                 optional(wishes.vsock, |vsock| crew.attach_vsock(vsock, &call)),
-            )?;
+            );
+            // All have ended, so an undo finds everything that there will be.
+            cgroups?;
+            let (network, share, vsock) = (network?, share?, vsock?);
             facts.agent = vsock.map(|vsock| agent_address(vsock, crew.config.agent.server_port));
             crew.waits_for("PrepareBeforeStartVm", "its devices");
             for resource in self.resources {
