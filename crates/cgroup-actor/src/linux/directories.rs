@@ -33,9 +33,9 @@ pub(super) fn make(request: &MakeGroup) -> PortResult<MadeGroup> {
     fill(request, &mut made).map_err(|error| {
         let removed = made.iter().rev().map(|path| unlinkat(CWD, path, AtFlags::REMOVEDIR));
         // A parent that another sandbox uses by now is that sandbox's, too.
-        let is_gone = |removal| matches!(removal, Ok(()) | Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY));
-        // All are tried, whatever becomes of one.
-        if removed.map(is_gone).fold(true, |all, one| all && one) { error } else { error.doubtful() }
+        let is_left = |removal: &_| !matches!(removal, Ok(()) | Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY));
+        // Counted, so that all are tried whatever becomes of one.
+        if removed.filter(is_left).count() == 0 { error } else { error.doubtful() }
     })
 }
 
