@@ -141,11 +141,6 @@ impl CpusetTable {
         changed
     }
 
-    /// Whether a container has a share.
-    pub fn has(&self, container: &ContainerId) -> bool {
-        self.shares.contains_key(container)
-    }
-
     /// Takes a container out.
     pub fn remove(&mut self, container: &ContainerId) {
         self.shares.remove(container);

@@ -47,7 +47,7 @@ pub struct Group {
 pub struct Survey {
     /// The group. No directories: the host enforces nothing.
     pub group: Group,
-    /// What must be made for it, parents first.
+    /// What must be made for it, parents first; below a joint parent also what is there already.
     pub missing: Vec<PathBuf>,
     /// What cannot be enforced, each with the reason.
     pub not_enforced: Vec<String>,
@@ -60,7 +60,7 @@ pub struct MakeGroup {
     pub group: Group,
     /// What to make, parents first.
     pub missing: Vec<PathBuf>,
-    /// Whether the parent may be there already.
+    /// Whether the parent, and no other, may be there already.
     pub joint_parent: bool,
 }
 
@@ -116,7 +116,7 @@ port! {
         fn systemd_runs(()) -> bool;
         /// What a group would be. Changes nothing.
         fn survey(GroupPath) -> Survey;
-        /// Makes a group's directories. A failure in the middle is doubtful.
+        /// Makes a group's directories, all or none. `Exists`: one is there that others made.
         fn make_group(MakeGroup) -> MadeGroup;
         /// Removes directories that are empty. One that holds processes is `Busy` and names them; a
         /// parent that others use is left and no error. All gone already is `NotFound`.

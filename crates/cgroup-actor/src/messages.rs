@@ -68,6 +68,23 @@ pub struct Cpuset {
     pub mems: String,
 }
 
+/// What readers see of the actor without asking it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CgroupsInBrief {
+    /// The sandbox's directories, one for each hierarchy; none before they are made.
+    pub sandbox: Vec<PathBuf>,
+    /// The overhead's, if there is one.
+    pub overhead: Vec<PathBuf>,
+    /// The VMM, once it is in them.
+    pub vm: Option<ProcessIdentity>,
+    /// Its vCPU threads, in the order of vCPUs.
+    pub vcpu_threads: Vec<i32>,
+    /// The union of what the containers ask for.
+    pub cpuset: Cpuset,
+    /// Whether a write failed since, so that another cpuset may be in force.
+    pub doubtful_cpuset: bool,
+}
+
 /// Why a cgroup operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]

@@ -134,6 +134,91 @@ fn a_refused_cpuset_leaves_the_one_before() {
 }
 
 #[test]
+fn a_cpuset_of_unknown_outcome_is_written_again() {
+    run(async {
+        let lab = Lab::new();
+        lab.create(None).await.unwrap();
+        lab.cpuset("a", "0", ResourceUpdate::Add).await.unwrap();
+        for fault in [Fault::Hangs, Fault::HappensAndHangs] {
+            lab.faults.on("set_cpuset", fault);
+            assert_eq!(lab.cpuset("b", "1", ResourceUpdate::Add).await, Err(CgroupError::DeadlinePassed));
+            assert!(lab.actor.snapshot().borrow().doubtful_cpuset);
+            lab.faults.take_calls();
+            // Its undo does not find it in the table, but the kernel may have it.
+            let entries: Vec<_> = lab.ledger.newest_first().into_iter().take(1).collect();
+            let undo = UndoCgroups(Undo { entries, vm: VmFate::Alive });
+            assert!(lab.actor.ask(undo, soon()).await.unwrap().is_clean());
+            assert_eq!(lab.faults.take_calls(), ["set_cpuset"]);
+            assert!(!lab.actor.snapshot().borrow().doubtful_cpuset);
+        }
+        lab.faults.on("set_cpuset", Fault::HappensAndHangs);
+        assert_eq!(lab.cpuset("a", "1", ResourceUpdate::Update).await, Err(CgroupError::DeadlinePassed));
+        lab.faults.take_calls();
+        assert_eq!(lab.cpuset("a", "0", ResourceUpdate::Update).await.unwrap().cpus, "0");
+        assert_eq!(lab.faults.take_calls(), ["set_cpuset"], "what the table says may not be what is in force");
+    });
+}
+
+#[test]
+fn a_container_without_a_cpuset_changes_no_group() {
+    run(async {
+        let lab = Lab::new();
+        lab.create(None).await.unwrap();
+        lab.faults.take_calls();
+        lab.cpuset("a", "", ResourceUpdate::Add).await.unwrap();
+        let entries: Vec<_> = lab.ledger.newest_first().into_iter().take(1).collect();
+        let undo = UndoCgroups(Undo { entries, vm: VmFate::Alive });
+        assert!(lab.actor.ask(undo, soon()).await.unwrap().is_clean());
+        lab.cpuset("b", "", ResourceUpdate::Add).await.unwrap();
+        assert!(lab.faults.take_calls().is_empty());
+    });
+}
+
+#[test]
+fn a_group_of_our_name_that_is_there_is_not_joined() {
+    run(async {
+        let lab = Lab::new();
+        lab.world.make("mkdir", "cgroup", SANDBOX).unwrap();
+        let refused = lab.create(None).await;
+        assert!(matches!(&refused, Err(CgroupError::Host(error)) if error.kind == ErrorKind::Exists), "{refused:?}");
+        assert_eq!((lab.world.list().len(), lab.ledger.list().len()), (1, 0), "nothing is ours");
+    });
+}
+
+#[test]
+fn a_failed_start_can_be_tried_again() {
+    run(async {
+        let lab = Lab::new();
+        // The sandbox's group comes up, the overhead's does not.
+        lab.world.make("mkdir", "cgroup", SANDBOX.replace("actors/", "actors-overhead/")).unwrap();
+        lab.create(None).await.unwrap_err();
+        assert_eq!(lab.ledger.list().len(), 1);
+        assert!(lab.undo_all(VmFate::Gone).await.is_clean());
+        lab.world.remove("rmdir", "cgroup", &SANDBOX.replace("actors/", "actors-overhead/")).unwrap();
+        lab.create(None).await.unwrap();
+
+        let world = Arc::new(World::new());
+        let lab = Lab::with(world.clone(), MemoryLedger::new(), Arc::new(SimulatedCgroupHost::read_only(world)));
+        assert_eq!(lab.create(None).await, lab.create(None).await, "an undo leaves no trace of what was not made");
+    });
+}
+
+#[test]
+fn the_state_is_seen_without_asking() {
+    run(async {
+        let lab = Lab::new();
+        lab.create(None).await.unwrap();
+        lab.place(&[11, 12]).await.unwrap();
+        lab.cpuset("a", "0-1", ResourceUpdate::Add).await.unwrap();
+        let brief = serde_json::to_value(&*lab.actor.snapshot().borrow()).unwrap();
+        assert_eq!(brief["sandbox"][0], SANDBOX);
+        assert_eq!((&brief["vcpu_threads"][1], &brief["cpuset"]["cpus"]), (&12.into(), &"0-1".into()));
+        lab.undo_all(VmFate::Gone).await;
+        assert_eq!(*lab.actor.snapshot().borrow(), cgroup_actor::CgroupsInBrief::default());
+    });
+}
+
+#[test]
 fn an_undone_share_is_taken_out_of_the_cpuset_in_force() {
     run(async {
         let lab = Lab::new();

@@ -1,6 +1,6 @@
 //! Making and removing the groups' directories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,48 +27,90 @@ fn failed(operation: &str, path: &Path, error: impl Into<io::Error>) -> PortErro
     PortError::os(operation, path.display().to_string(), error)
 }
 
-/// Makes the directories; from the first one on a failure is doubtful.
+/// Makes the directories, all or none: only here it is known beyond doubt which of them are ours.
 pub(super) fn make(request: &MakeGroup) -> PortResult<MadeGroup> {
+    let mut made = BTreeSet::new();
+    fill(request, &mut made).map_err(|error| {
+        let removed = made.iter().rev().map(|path| unlinkat(CWD, path, AtFlags::REMOVEDIR));
+        // A parent that another sandbox uses by now is that sandbox's, too.
+        let is_left = |removal: &_| !matches!(removal, Ok(()) | Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY));
+        // Counted, so that all are tried whatever becomes of one.
+        if removed.filter(is_left).count() == 0 { error } else { error.doubtful() }
+    })
+}
+
+fn fill(request: &MakeGroup, made: &mut BTreeSet<PathBuf>) -> PortResult<MadeGroup> {
     let mut tries = 0;
-    while let Err(error) = make_all(request) {
+    while let Err(error) = make_all(request, made) {
         tries += 1;
         // Another sandbox was the last to use the parent, and removed it.
         let was_removed = error.is_absent() && request.joint_parent;
         if !was_removed || tries == MAKE_TRIES {
-            return Err(error.doubtful());
+            return Err(error);
         }
     }
-    prepare_cpuset(request).map_err(|error| error.doubtful())?;
+    match request.group.mode {
+        CgroupMode::V1 => prepare_cpuset(request)?,
+        CgroupMode::V2 => pass_cpuset_on(request)?,
+    }
     let inode = |path: &PathBuf| lstat(path).map(|facts| facts.st_ino).map_err(|error| failed("lstat", path, error));
-    let inodes = request.missing.iter().map(inode).collect::<PortResult<_>>().map_err(|error| error.doubtful())?;
-    Ok(MadeGroup { inodes })
+    Ok(MadeGroup { inodes: request.missing.iter().map(inode).collect::<PortResult<_>>()? })
 }
 
-fn make_all(request: &MakeGroup) -> PortResult<()> {
+fn make_all(request: &MakeGroup, made: &mut BTreeSet<PathBuf>) -> PortResult<()> {
     for path in &request.missing {
         let is_leaf = request.group.directories.contains(path);
         match mkdir(path, Mode::from_raw_mode(0o755)) {
-            Ok(()) => {}
-            Err(Errno::EXIST) if request.joint_parent && !is_leaf => {}
-            // Made by the attempt before.
-            Err(Errno::EXIST) if request.joint_parent && path.is_dir() => {}
+            Ok(()) => {
+                made.insert(path.clone());
+            }
+            // Another sandbox's work, or that of the attempt before.
+            Err(Errno::EXIST) if request.joint_parent && (!is_leaf || made.contains(path)) => {}
             Err(error) => return Err(failed("mkdir", path, error)),
         }
     }
     Ok(())
 }
 
+/// A controller reaches a group of v2 only if each ancestor passes it on. Those that we made do; what
+/// others made stays as it is, and the survey told of it.
+fn pass_cpuset_on(request: &MakeGroup) -> PortResult<()> {
+    let is_parent = |path: &&PathBuf| !request.group.directories.contains(path);
+    for parent in request.missing.iter().filter(is_parent) {
+        let has_it = std::fs::read_to_string(parent.join("cgroup.controllers")).is_ok_and(|list| names_cpuset(&list));
+        if has_it {
+            let file = parent.join("cgroup.subtree_control");
+            std::fs::write(&file, "+cpuset").map_err(|error| failed("write +cpuset to", &file, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a list of v2's controllers has `cpuset` in it.
+pub(super) fn names_cpuset(list: &str) -> bool {
+    list.split_whitespace().any(|controller| controller == "cpuset")
+}
+
 /// A new cpuset group of v1 is empty and takes no task: it gets what its parent has.
 fn prepare_cpuset(request: &MakeGroup) -> PortResult<()> {
-    let (CgroupMode::V1, Some(v1)) = (request.group.mode, request.group.hierarchies.get()) else { return Ok(()) };
+    let Some(v1) = request.group.hierarchies.get() else { return Ok(()) };
     let group = Cgroup::load(Box::new((**v1).clone()), &request.group.path);
     for subsystem in group.subsystems() {
         let controller = subsystem.to_controller();
         if matches!(subsystem, Subsystem::CpuSet(_)) && request.group.directories.iter().any(|d| d == controller.path())
         {
-            controller.create().map_err(|error| {
-                PortError::new(ErrorKind::Refused, "fill cpuset", request.group.path.clone(), error.to_string())
-            })?;
+            let refused = |cause: String| {
+                let group = controller.path().display().to_string();
+                PortError::new(ErrorKind::Refused, "fill cpuset of", group, cause)
+            };
+            controller.create().map_err(|error| refused(error.to_string()))?;
+            // It only logs what it could not copy.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let list = std::fs::read_to_string(controller.path().join(file));
+                if list.map_err(|error| refused(error.to_string()))?.trim().is_empty() {
+                    return Err(refused(format!("{file} could not be taken over from its parent")));
+                }
+            }
         }
     }
     Ok(())

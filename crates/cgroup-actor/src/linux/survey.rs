@@ -7,6 +7,7 @@ use cgroups_rs::fs::{Hierarchy, Subsystem};
 use rustix::fs::{Access, access};
 use sandbox_model::Live;
 
+use super::directories::names_cpuset;
 use crate::host::{CgroupMode, Group, GroupPath, Survey};
 
 /// Where a v2-only host has its hierarchy.
@@ -45,6 +46,10 @@ impl<'a> Search<'a> {
         if roots.is_empty() {
             self.survey.not_enforced.push("this host has no cgroup hierarchy mounted".into());
         }
+        let is_v1 = self.survey.group.mode == CgroupMode::V1 && !roots.is_empty();
+        if is_v1 && !roots.iter().any(|(controller, _)| controller == "cpuset") {
+            self.survey.not_enforced.push("cpuset: it is not mounted as a v1 controller".into());
+        }
         // Controllers that are mounted together share their directories.
         roots.sort_by(|a, b| a.1.cmp(&b.1));
         roots.dedup_by(|a, b| a.1 == b.1);
@@ -65,9 +70,19 @@ impl<'a> Search<'a> {
             self.survey.not_enforced.push(format!("{controller}: {} is not writable: {reason}", holder.display()));
             return;
         }
-        let parent = leaf.parent().filter(|parent| self.wanted.joint_parent && is_below(parent));
-        if let Some(parent) = parent.filter(|parent| !missing.contains(parent)) {
-            missing.push(parent);
+        if self.survey.group.mode == CgroupMode::V2 {
+            // v2 has the controller only where all above pass it on.
+            let file = holder.join(if missing.is_empty() { "cgroup.controllers" } else { "cgroup.subtree_control" });
+            if !std::fs::read_to_string(&file).is_ok_and(|list| names_cpuset(&list)) {
+                self.survey.not_enforced.push(format!("cpuset: {} does not name it", file.display()));
+            }
+        }
+        if self.wanted.joint_parent {
+            // Our own names: a group that is there already is another sandbox's, and making it fails.
+            let parent = leaf.parent().filter(is_below);
+            let listed = [Some(leaf.as_path()), parent].into_iter().flatten();
+            let added: Vec<_> = listed.filter(|path| !missing.contains(path)).collect();
+            missing.extend(added);
         }
         self.survey.missing.extend(missing.into_iter().rev().map(Path::to_owned));
         self.survey.group.directories.push(leaf);
@@ -92,5 +107,23 @@ mod tests {
         assert_eq!(missing("a/b/c", false), ["a/b/c"]);
         assert_eq!(missing("a/b", false), Vec::<String>::new());
         assert_eq!(missing("a/x", true), ["a", "a/x"]);
+        assert_eq!(missing("a/b", true), ["a", "a/b"]);
+    }
+
+    #[test]
+    fn a_cpuset_that_v2_does_not_pass_on_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let told = |path: &str| {
+            let wanted = GroupPath { path: path.into(), joint_parent: false };
+            survey(Some(root.path().into()), &wanted).not_enforced.len()
+        };
+        std::fs::write(root.path().join("cgroup.subtree_control"), "memory\n").unwrap();
+        assert_eq!(told("a/b"), 1);
+        std::fs::write(root.path().join("cgroup.subtree_control"), "cpuset memory\n").unwrap();
+        assert_eq!(told("a/b"), 0);
+        std::fs::create_dir(root.path().join("a")).unwrap();
+        assert_eq!(told("a"), 1);
+        std::fs::write(root.path().join("a/cgroup.controllers"), "cpuset\n").unwrap();
+        assert_eq!(told("a"), 0);
     }
 }

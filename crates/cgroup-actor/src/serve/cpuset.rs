@@ -5,7 +5,7 @@ use sandbox_model::ledger::{Entry, HostObject, Scope};
 use sandbox_model::request::ResourceUpdate;
 use sandbox_model::{ContainerId, Instant, PortResult};
 
-use super::{CgroupActor, Clients, PlacedVm, Up, settled};
+use super::{CgroupActor, Clients, PlacedVm, SECOND_CHANCE, Up, settled};
 use crate::cpuset::{CpusetTable, Share};
 use crate::host::SetCpuset;
 use crate::messages::{CgroupError, Cpuset, UpdateCpuset};
@@ -17,6 +17,7 @@ pub struct CpusetTicket {
     update: ResourceUpdate,
     before: CpusetTable,
     after: CpusetTable,
+    written: Option<Cpuset>,
     up: Up,
     vm: Option<PlacedVm>,
 }
@@ -38,11 +39,13 @@ impl Serve<UpdateCpuset> for CgroupActor {
             Err(error) => return Plan::Answer(Err(error)),
         };
         let after = self.table.with(&request.container, share, request.update);
-        if after == self.table {
+        let is_written = self.written.as_ref() == Some(&after.cpuset());
+        if after == self.table && is_written {
             return Plan::Answer(Ok(after.cpuset()));
         }
-        let (container, update, before, vm) = (request.container, request.update, self.table.clone(), self.vm.clone());
-        Plan::Perform(CpusetTicket { container, update, before, after, up, vm })
+        let UpdateCpuset { container, update, .. } = request;
+        let (before, written, vm) = (self.table.clone(), self.written.clone(), self.vm.clone());
+        Plan::Perform(CpusetTicket { container, update, before, after, written, up, vm })
     }
 
     fn perform(&self, ticket: &CpusetTicket, call: &Call) -> LocalFuture<Done> {
@@ -52,6 +55,7 @@ impl Serve<UpdateCpuset> for CgroupActor {
             vm: ticket.vm.clone(),
             before: ticket.before.clone(),
             after: ticket.after.clone(),
+            written: ticket.written.clone(),
         };
         let (container, update) = (ticket.container.clone(), ticket.update);
         Box::pin(async move {
@@ -72,7 +76,9 @@ impl Serve<UpdateCpuset> for CgroupActor {
     }
 
     fn settle(&mut self, ticket: CpusetTicket, done: Completion<Done>) -> Done {
+        self.written = None;
         let cpuset = settled(done)?;
+        self.written = Some(cpuset.clone());
         self.table = ticket.after;
         Ok(cpuset)
     }
@@ -85,6 +91,8 @@ pub(super) struct Change {
     pub(super) vm: Option<PlacedVm>,
     pub(super) before: CpusetTable,
     pub(super) after: CpusetTable,
+    /// What was written last, if that is certain.
+    pub(super) written: Option<Cpuset>,
 }
 
 impl Clients {
@@ -99,19 +107,21 @@ impl Clients {
     /// written again.
     pub(super) async fn apply(&self, change: &Change, deadline: Instant) -> PortResult<()> {
         let (before, after) = (change.before.cpuset(), change.after.cpuset());
-        if before == after {
+        if change.written.as_ref() == Some(&after) {
             return Ok(());
         }
         let group = change.up.sandbox.clone();
+        let is_same = before == after;
         let applied = self.host.set_cpuset(SetCpuset { group: group.clone(), cpuset: after }, deadline).await;
         let result = match applied {
             Ok(()) => self.pin(&change.up, change.vm.as_ref(), &change.after.cpus(), deadline).await,
             failed => failed,
         };
-        if result.is_err()
-            && let Err(error) = self.host.set_cpuset(SetCpuset { group, cpuset: before }, deadline).await
-        {
-            tracing::warn!(sandbox = %self.sandbox, %error, "the cpuset before could not be restored");
+        if result.is_err() && !is_same {
+            let restore = SetCpuset { group, cpuset: before };
+            if let Err(error) = self.host.set_cpuset(restore, deadline + SECOND_CHANCE).await {
+                tracing::warn!(sandbox = %self.sandbox, %error, "the cpuset before could not be restored");
+            }
         }
         result
     }

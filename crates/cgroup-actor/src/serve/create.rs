@@ -2,7 +2,8 @@
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::Instant;
-use sandbox_model::ledger::{HostObject, Identity, Scope};
+use sandbox_model::ledger::{Entry, HostObject, Identity, Scope};
+use sandbox_model::lifecycle::ActorName;
 
 use super::{CgroupActor, Clients, Groups, Up, settled};
 use crate::host::{CgroupMode, Group, GroupPath, MakeGroup};
@@ -14,9 +15,10 @@ impl Serve<CreateCgroups> for CgroupActor {
     type Outcome = Result<(Groups, Vec<String>), CgroupError>;
 
     fn plan(&mut self, request: CreateCgroups, _: &Call) -> Plan<CreateCgroups, Result<CgroupsAreUp, CgroupError>> {
+        // Groups that others made have no entry and outlive an undo: taking them again changes nothing.
         match self.groups {
-            Groups::None => Plan::Perform(request),
-            Groups::NotEnforced | Groups::Up(_) => Plan::Answer(Err(CgroupError::AlreadyUp)),
+            Groups::Up(_) if self.clients.has_groups() => Plan::Answer(Err(CgroupError::AlreadyUp)),
+            Groups::None | Groups::NotEnforced | Groups::Up(_) => Plan::Perform(request),
         }
     }
 
@@ -38,6 +40,12 @@ impl Serve<CreateCgroups> for CgroupActor {
 }
 
 impl Clients {
+    /// Whether there are groups that we made.
+    fn has_groups(&self) -> bool {
+        let is_group = |entry: &Entry| matches!(entry.object, HostObject::Cgroup { .. });
+        self.journal.ledger().live().iter().any(|entry| entry.actor == ActorName::Cgroup && is_group(entry))
+    }
+
     async fn create(&self, request: CreateCgroups, deadline: Instant) -> Result<(Groups, Vec<String>), CgroupError> {
         let systemd_runs = match &request.path {
             Some(path) if path.contains(':') => self.host.systemd_runs((), deadline).await?,

@@ -14,11 +14,13 @@ use sandbox_model::{Instant, PortResult, SandboxId};
 
 use crate::cpuset::{CpusetTable, NumberList};
 use crate::host::{CgroupHost, Group, PinThreads};
-use crate::messages::CgroupError;
+use crate::messages::{CgroupError, CgroupsInBrief, Cpuset};
 
 /// How long past its deadline a message may go on, so that the host's own account of the delay
 /// arrives instead of a bare "deadline passed".
 const GRACE: Duration = Duration::from_millis(250);
+/// How long past its deadline what was half done may be taken back; within [`GRACE`].
+const SECOND_CHANCE: Duration = Duration::from_millis(200);
 
 /// The actor's state: the groups, who is in them and what the containers ask for.
 #[derive(Debug)]
@@ -26,6 +28,9 @@ pub struct CgroupActor {
     groups: Groups,
     vm: Option<PlacedVm>,
     table: CpusetTable,
+    /// The cpuset that was written last, nothing being "as it was made"; `None` after a failure, when
+    /// only another write makes it certain.
+    written: Option<Cpuset>,
     clients: Clients,
 }
 
@@ -69,7 +74,8 @@ impl CgroupActor {
     /// An actor without groups.
     pub fn new(journal: Journal, host: Arc<dyn CgroupHost>, sandbox: SandboxId) -> Self {
         let clients = Clients { journal, host, sandbox };
-        Self { groups: Groups::None, vm: None, table: CpusetTable::default(), clients }
+        let written = Some(Cpuset::default());
+        Self { groups: Groups::None, vm: None, table: CpusetTable::default(), written, clients }
     }
 
     /// The groups, if there are any; `Ok(None)` if this host enforces nothing.
@@ -86,9 +92,22 @@ impl CgroupActor {
 }
 
 impl Domain for CgroupActor {
-    type Snapshot = ();
+    type Snapshot = CgroupsInBrief;
 
-    fn publish(&mut self, (): &mut ()) {}
+    fn publish(&mut self, snapshot: &mut CgroupsInBrief) {
+        let up = match &self.groups {
+            Groups::Up(up) => Some(up),
+            Groups::None | Groups::NotEnforced => None,
+        };
+        *snapshot = CgroupsInBrief {
+            sandbox: up.map(|up| up.sandbox.directories.clone()).unwrap_or_default(),
+            overhead: up.and_then(|up| up.overhead.as_ref()).map(|group| group.directories.clone()).unwrap_or_default(),
+            vm: self.vm.as_ref().map(|vm| vm.process),
+            vcpu_threads: self.vm.as_ref().map(|vm| vm.vcpu_threads.clone()).unwrap_or_default(),
+            cpuset: self.table.cpuset(),
+            doubtful_cpuset: self.written.is_none(),
+        };
+    }
 
     fn grace(&self) -> Duration {
         GRACE
@@ -112,7 +131,7 @@ impl Clients {
         let Err(error) = self.host.pin_threads(pin, deadline).await else { return Ok(()) };
         let everywhere = vm.vcpu_threads.iter().map(|thread| (*thread, Vec::new())).collect();
         let reset = PinThreads { process: vm.process, threads: everywhere };
-        if let Err(reset) = self.host.pin_threads(reset, deadline).await {
+        if let Err(reset) = self.host.pin_threads(reset, deadline + SECOND_CHANCE).await {
             tracing::warn!(sandbox = %self.sandbox, %reset, "vCPU threads stay pinned in part");
         }
         Err(error)

@@ -12,21 +12,26 @@ use super::cpuset::Change;
 use super::{CgroupActor, Clients, Groups, PlacedVm, Up};
 use crate::cpuset::CpusetTable;
 use crate::host::RemoveGroup;
-use crate::messages::UndoCgroups;
+use crate::messages::{Cpuset, UndoCgroups};
 
 /// What `UndoCgroups` keeps between its parts.
 #[derive(Debug)]
 pub struct UndoTicket {
     undo: Undo,
     report: Rc<RefCell<UndoReport>>,
+    written: Written,
 }
+
+/// The actor's field of that name, as the undo leaves it.
+type Written = Rc<RefCell<Option<Cpuset>>>;
 
 impl Serve<UndoCgroups> for CgroupActor {
     type Ticket = UndoTicket;
     type Outcome = ();
 
     fn plan(&mut self, request: UndoCgroups, _: &Call) -> Plan<UndoTicket, UndoReport> {
-        Plan::Perform(UndoTicket { undo: request.0, report: Rc::default() })
+        let written = Rc::new(RefCell::new(self.written.clone()));
+        Plan::Perform(UndoTicket { undo: request.0, report: Rc::default(), written })
     }
 
     fn perform(&self, ticket: &UndoTicket, call: &Call) -> LocalFuture<()> {
@@ -40,6 +45,7 @@ impl Serve<UndoCgroups> for CgroupActor {
             up,
             vm: self.vm.clone(),
             table: self.table.clone(),
+            written: ticket.written.clone(),
             report: ticket.report.clone(),
         };
         Box::pin(undoing.run(ticket.undo.entries.clone(), call.deadline))
@@ -47,6 +53,7 @@ impl Serve<UndoCgroups> for CgroupActor {
 
     fn settle(&mut self, ticket: UndoTicket, _: Completion<()>) -> UndoReport {
         let mut report = ticket.report.take();
+        self.written = ticket.written.take();
         let reported: BTreeSet<EntryId> = report.items.iter().map(|item| item.entry).collect();
         for entry in ticket.undo.entries {
             if !reported.contains(&entry.id) {
@@ -76,6 +83,7 @@ impl CgroupActor {
                 {
                     self.groups = Groups::None;
                     self.vm = None;
+                    self.written = Some(Cpuset::default());
                 }
             }
             _ => {}
@@ -89,6 +97,7 @@ struct Undoing {
     up: Option<Up>,
     vm: Option<PlacedVm>,
     table: CpusetTable,
+    written: Written,
     report: Rc<RefCell<UndoReport>>,
 }
 
@@ -125,16 +134,20 @@ impl Undoing {
         }
     }
 
-    /// Takes a container's share out of the cpuset in force.
+    /// Takes a container's share out of the cpuset in force. One whose update failed is in no table,
+    /// but may be in force.
     async fn give_back(&mut self, container: &ContainerId, deadline: Instant) -> PortResult<()> {
-        let Some(up) = self.up.clone().filter(|_| self.table.has(container)) else { return Ok(()) };
+        let Some(up) = self.up.clone() else { return Ok(()) };
         let mut after = self.table.clone();
         after.remove(container);
-        let change = Change { up, vm: self.vm.clone(), before: self.table.clone(), after };
+        // Doubtful until it has been written, also when this is dropped half way.
+        let (before, written) = (self.table.clone(), self.written.take());
+        let change = Change { up, vm: self.vm.clone(), before, after, written };
         match self.clients.apply(&change, deadline).await {
             // The group went first.
             Err(error) if !error.is_absent() => Err(error),
             _ => {
+                self.written.replace(Some(change.after.cpuset()));
                 self.table = change.after;
                 Ok(())
             }
