@@ -18,7 +18,7 @@ use simulation::{SimulatedFacts, World, simulated_ports};
 ///
 /// # Errors
 /// The first that went wrong.
-pub fn run() -> Result<Vec<LifecycleState>, Box<dyn Error>> {
+pub(crate) fn run() -> Result<Vec<LifecycleState>, Box<dyn Error>> {
     let world = Arc::new(World::new());
     let system = ResourceSystem::builder(simulated_ports(&world))
         .store(Arc::new(MemoryStore::new("/run/embedded")))

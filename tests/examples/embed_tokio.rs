@@ -16,7 +16,7 @@ use simulation::{SimulatedFacts, World, simulated_ports};
 ///
 /// # Errors
 /// The first that went wrong.
-pub fn run() -> Result<usize, Box<dyn Error>> {
+pub(crate) fn run() -> Result<usize, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let world = Arc::new(World::new());

@@ -115,7 +115,7 @@ impl Hypervisor for Counting {
 ///
 /// # Errors
 /// The first that went wrong.
-pub fn run() -> Result<Vec<String>, Box<dyn Error>> {
+pub(crate) fn run() -> Result<Vec<String>, Box<dyn Error>> {
     let (world, vmm) = (Arc::new(World::new()), Counting::default());
     let ports = Ports { vmm: Arc::new(vmm.clone()), ..simulated_ports(&world) };
     let system = ResourceSystem::builder(ports)
