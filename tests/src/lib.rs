@@ -1,3 +1,4 @@
 //! Shared helpers of the tests that span crates.
 
+pub mod real;
 pub mod simulated;
