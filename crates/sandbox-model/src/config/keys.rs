@@ -198,11 +198,6 @@ pub static KEYS: &[Key] = keys! {
 
     [runtime.deadlines] step_ms: int(1, 86_400_000), "Ours: a whole step, as starting the VM, in milliseconds.";
     [runtime.deadlines] undo_ms: int(1, 86_400_000), "Ours: undoing a step, and each clean-up, in milliseconds.";
-    [runtime.deadlines] host_ms: int(1, 86_400_000), "Ours: one operation of the host (mount, netlink, cgroup), in milliseconds.";
-    [runtime.deadlines] vmm_ms: int(1, 86_400_000), "Ours: the VMM's answer to one command, in milliseconds.";
-    [runtime.deadlines] vmm_start_ms: int(1, 86_400_000), "Ours: from the VMM's start to its greeting, in milliseconds.";
-    [runtime.deadlines] unplug_ms: int(1, 86_400_000), "Ours: the guest's consent to an unplug, in milliseconds.";
-    [runtime.deadlines] helper_ready_ms: int(1, 86_400_000), "Ours: a helper process's readiness, in milliseconds.";
     [runtime.deadlines] term_ms: int(1, 86_400_000), "Ours: between SIGTERM and SIGKILL, in milliseconds.";
 };
 

@@ -182,32 +182,13 @@ pub struct Deadlines {
     pub step_ms: u64,
     /// The undo of a failed step, and each `cleanup`.
     pub undo_ms: u64,
-    /// A host operation (mount, netlink, cgroup).
-    pub host_ms: u64,
-    /// The VMM's answer to one command.
-    pub vmm_ms: u64,
-    /// The VMM's start, to its control socket's greeting.
-    pub vmm_start_ms: u64,
-    /// The guest's consent to an unplug.
-    pub unplug_ms: u64,
-    /// A helper process's readiness.
-    pub helper_ready_ms: u64,
     /// Between SIGTERM and SIGKILL.
     pub term_ms: u64,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self {
-            step_ms: 60_000,
-            undo_ms: 30_000,
-            host_ms: 10_000,
-            vmm_ms: 10_000,
-            vmm_start_ms: 10_000,
-            unplug_ms: 10_000,
-            helper_ready_ms: 10_000,
-            term_ms: 2_000,
-        }
+        Self { step_ms: 60_000, undo_ms: 30_000, term_ms: 2_000 }
     }
 }
 
