@@ -108,6 +108,8 @@ async fn end_to_end(lab: Lab) {
         assert!(report.is_clean() && !report.items.is_empty(), "{report:#?}");
     }
     assert_eq!(disk.read("/from-guest"), "kept\n", "what the guest wrote to the block volume");
+    // The VM still runs: it has given the disk back.
+    disk.detach();
 
     sandbox.stop().await.unwrap();
     release(&sandbox).await;
