@@ -108,6 +108,8 @@ async fn end_to_end(lab: Lab) {
         assert!(report.is_clean() && !report.items.is_empty(), "{report:#?}");
     }
     assert_eq!(disk.read("/from-guest"), "kept\n", "what the guest wrote to the block volume");
+    // The VM still runs: it has given the disk back.
+    disk.detach();
 
     sandbox.stop().await.unwrap();
     release(&sandbox).await;
@@ -144,6 +146,7 @@ struct Bad {
     config: SandboxConfig,
     network: Option<NetworkSource>,
     expected: Vec<String>,
+    state: LifecycleState,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,24 +173,28 @@ async fn bad_inputs(lab: Lab) {
             config: with(&|config| config.hypervisor.kernel.clone_from(&kernel)),
             network: None,
             expected: words(&["StartVm", &text(&kernel)]),
+            state: LifecycleState::Failed,
         },
         Bad {
             name: "false",
             config: with(&|config| config.hypervisor.path = "/bin/false".into()),
             network: None,
             expected: words(&["StartVm", "exit status 1"]),
+            state: LifecycleState::Failed,
         },
         Bad {
             name: "talker",
             config: with(&|config| config.hypervisor.path.clone_from(&talker)),
             network: None,
             expected: words(&["StartVm", "exit status 3", "the machine is on fire"]),
+            state: LifecycleState::Failed,
         },
         Bad {
             name: "netns",
             config: lab.guest.config(),
             network: Some(NetworkSource::Namespace { path: netns.clone() }),
             expected: words(&["PrepareBeforeStartVm", "network actor", &text(&netns), "No such file"]),
+            state: LifecycleState::Created,
         },
         Bad {
             name: "mute",
@@ -196,7 +203,8 @@ async fn bad_inputs(lab: Lab) {
                 config.agent.reconnect_timeout_ms = 1500;
             }),
             network: None,
-            expected: words(&["SetupAfterStartVm"]),
+            expected: words(&["SetupAfterStartVm", "reach the guest's agent", "no agent after 1.5 s"]),
+            state: LifecycleState::Started,
         },
     ];
     for bad in all {
@@ -211,6 +219,7 @@ async fn bad_inputs(lab: Lab) {
         assert!(bad.expected.iter().all(|word| told.contains(word)), "{told}: {:?}", bad.expected);
         assert_eq!(told.lines().count(), 1, "{told}");
         assert!(error.undone().expect("a step failed").is_clean(), "{error:#?}");
+        assert_eq!(sandbox.status().state, bad.state, "{told}");
         release(&sandbox).await;
         assert_eq!(lab.remains(), Remains::default(), "{}", bad.name);
     }
@@ -238,7 +247,7 @@ async fn bad_volume(lab: &Lab) {
     let error = sandbox.set_up_volumes(VolumesRequest { container: container("c"), mounts }).await.unwrap_err();
     let told = error.to_string();
     println!("volume: {told}");
-    for word in ["SetUpVolumes", &missing, "No such file"] {
+    for word in ["SetUpVolumes", "/bad", &missing, "does not exist"] {
         assert!(told.contains(word), "{told}: {word}");
     }
     assert!(error.undone().expect("a step failed").is_clean(), "{error:#?}");

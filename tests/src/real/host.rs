@@ -119,8 +119,23 @@ impl Disk {
     }
 
     /// Reads a file of its file system, which nobody must have mounted.
+    ///
+    /// # Panics
+    /// When the host refuses. A file that is not there reads as empty.
     pub fn read(&self, path: &str) -> String {
         host(&["debugfs", "-R", &format!("cat {path}"), &text(&self.device)])
+    }
+}
+
+impl Disk {
+    /// Detaches the loop device, which must be nobody's any more.
+    ///
+    /// # Panics
+    /// When somebody, as a VM, still has it open.
+    pub fn detach(self) {
+        let image = self.image.clone();
+        drop(self);
+        assert_eq!(host(&["losetup", "--associated", &text(&image)]), "", "somebody has it open");
     }
 }
 
