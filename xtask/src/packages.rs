@@ -26,7 +26,6 @@ const RUN: &[Package] = &[
 
 /// What the tests need on top.
 const TEST: &[Package] = &[
-    ("strace", &["/usr/bin/strace"]),
     ("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]),
     ("iputils-ping", &["/usr/bin/ping", "/bin/ping"]),
 ];
