@@ -25,10 +25,8 @@ const RUN: &[Package] = &[
 ];
 
 /// What the tests need on top.
-const TEST: &[Package] = &[
-    ("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]),
-    ("iputils-ping", &["/usr/bin/ping", "/bin/ping"]),
-];
+const TEST: &[Package] =
+    &[("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]), ("iputils-ping", &["/usr/bin/ping", "/bin/ping"])];
 
 /// Installs what a sandbox needs and this machine lacks.
 pub(crate) fn for_run() -> Result<()> {
