@@ -21,7 +21,6 @@ pub(crate) fn test() -> Result<ExitCode> {
     step("documentation", tool::cargo().args(documentation).env("RUSTDOCFLAGS", "-D warnings"))?;
     println!("== guest and tools");
     run::prepare()?;
-    run::build_sandboxctl()?;
     tests()
 }
 
