@@ -126,10 +126,12 @@ fn an_id_in_use_is_refused_and_what_is_there_is_left_alone() {
 
 #[test]
 fn list_inspect_and_cleanup_know_what_a_ledger_says() {
-    let state = TempDir::new().unwrap();
-    fs::set_permissions(state.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    let dir = state.path().join("old");
-    fs::create_dir(&dir).unwrap();
+    // The state directory goes with its last sandbox, so it is not the one that the tool runs in.
+    let home = TempDir::new().unwrap();
+    let state = home.path().join("state");
+    let dir = state.join("old");
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let rw = dir.join("rw");
     let header = json!({"record": "header", "version": 1, "sandbox": "old", "boot": boot.trim()});
@@ -138,8 +140,8 @@ fn list_inspect_and_cleanup_know_what_a_ledger_says() {
     });
     fs::write(dir.join("ledger.jsonl"), format!("{header}\n{intent}\n")).unwrap();
     let tool = |args: &[&str]| {
-        let args = [args, &["--state-dir", state.path().to_str().unwrap()]].concat();
-        let output = sandboxctl(state.path(), &args).output().unwrap();
+        let args = [args, &["--state-dir", state.to_str().unwrap()]].concat();
+        let output = sandboxctl(home.path(), &args).output().unwrap();
         (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
     };
     let listed: Value = serde_json::from_str(&tool(&["list", "--json"]).1).unwrap();
