@@ -295,7 +295,8 @@ fn a_group_that_is_another_one_now_is_left_alone() {
         let group = sandbox_cpuset(&lab.create(None).await.unwrap());
         lab.end_vm();
         fs::remove_dir(&group).unwrap();
-        fs::create_dir(&group).unwrap();
+        // Another test's undo may take the parent, which is empty for a moment, along.
+        fs::create_dir_all(&group).unwrap();
         let report = lab.undo(lab.ledger.newest_first()).await;
         let is_left = group.is_dir();
         fs::remove_dir(&group).unwrap();
@@ -318,8 +319,7 @@ fn a_group_of_our_name_is_not_joined_and_what_was_made_before_it_was_met_goes() 
         lab.end_vm();
         let name = format!("resource-actors/{}", lab.sandbox);
         let theirs = Path::new(CPUSET).join(&name);
-        let _ = fs::create_dir(theirs.parent().unwrap());
-        fs::create_dir(&theirs).unwrap();
+        fs::create_dir_all(&theirs).unwrap();
         let refused = lab.create(None).await;
         let all = fs::read_dir("/sys/fs/cgroup").unwrap().filter_map(Result::ok).map(|found| found.path().join(&name));
         let left: Vec<_> = all.filter(|path| path.exists()).collect();
