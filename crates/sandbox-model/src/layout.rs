@@ -55,16 +55,6 @@ impl SandboxDir {
         self.root.join("saved.json")
     }
 
-    /// The VMM's control socket.
-    pub fn qmp_socket(&self) -> PathBuf {
-        self.root.join("qmp.sock")
-    }
-
-    /// The guest's serial console, a socket.
-    pub fn console_socket(&self) -> PathBuf {
-        self.root.join("console.sock")
-    }
-
     /// virtiofsd's vhost-user socket.
     pub fn virtiofsd_socket(&self) -> PathBuf {
         self.root.join("virtiofsd.sock")
