@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use futures::executor::block_on;
 use hypervisor::{
-    AddedDevice, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus,
-    ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
+    AddedDevice, AdoptVm, AdoptedVm, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, PresentDevice, RemoveDevice,
+    ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
 };
 use lifecycle_tests::simulated::{boot, config};
 use resource_actors::ledger::MemoryStore;
 use resource_actors::{Ports, ResourceSystem, SandboxSpec};
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::device::{PciPath, PlacedDevice};
-use sandbox_model::{DeviceId, ErrorKind, Instant, PortError, PortResult, SandboxId};
+use sandbox_model::{ErrorKind, Instant, PortError, PortResult, SandboxId};
 use simulation::{SimulatedFacts, World, simulated_ports};
 use tokio::sync::watch;
 
@@ -67,13 +67,18 @@ impl Hypervisor for Counting {
         Ok(())
     }
 
-    async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<DeviceId>> {
+    async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<PresentDevice>> {
         Ok(Vec::new())
     }
 
     async fn start_vm(&self, _: StartVm, _: Instant) -> PortResult<StartedVm> {
         self.note("start");
         Ok(StartedVm { process: None, vcpu_threads: Vec::new(), accelerator: "none".to_owned() })
+    }
+
+    async fn adopt_vm(&self, request: AdoptVm, _: Instant) -> PortResult<AdoptedVm> {
+        let cause = "this VM ends with the process that started it";
+        Err(PortError::new(ErrorKind::Unsupported, "adopt", request.tag, cause))
     }
 
     async fn resume_vm(&self, (): (), _: Instant) -> PortResult<()> {

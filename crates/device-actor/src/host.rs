@@ -95,6 +95,15 @@ pub struct StartedDaemon {
     pub handle: Live<HelperProcess>,
 }
 
+/// Takes hold of a daemon that an earlier process of ours started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptDaemon {
+    /// Its identity, as it was recorded.
+    pub process: ProcessIdentity,
+    /// Value of [`ENTRY_ENV`](sandbox_model::ledger::ENTRY_ENV) in its environment.
+    pub tag: String,
+}
+
 /// Waits until a daemon listens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AwaitVsockDaemon {
@@ -206,6 +215,9 @@ port! {
         fn start_vsock_daemon(StartVsockDaemon) -> StartedDaemon;
         /// Returns when the daemon listens; its last words are in the error otherwise.
         fn await_vsock_daemon(AwaitVsockDaemon) -> ReadyDaemon;
+        /// Takes hold of the daemon after a crash of ours. Ended already, or its pid somebody
+        /// else's, is `NotFound`; without our tag it is `Foreign`.
+        fn adopt_daemon(AdoptDaemon) -> StartedDaemon;
         /// Ends the daemon. Gone already is `NotFound`, somebody else's is `Foreign`.
         fn end_daemon(EndDaemon) -> ();
         /// Removes a socket. Gone already is `NotFound`, another file is `Foreign`.

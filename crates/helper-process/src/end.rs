@@ -80,6 +80,16 @@ pub async fn end_process(
     Ok(())
 }
 
+/// A hand on a process that runs and is the one meant.
+pub(crate) async fn find(process: ProcessIdentity, tag: &str) -> PortResult<OwnedFd> {
+    let found = search(Some(process), tag).await?;
+    // It ran when it was held, or it did not: what ended before is not to be taken over.
+    match found.into_iter().next() {
+        Some((found, pidfd)) if is_alive(found) => Ok(pidfd),
+        _ => Err(absent(object(process))),
+    }
+}
+
 type Held = (ProcessIdentity, OwnedFd);
 
 async fn search(process: Option<ProcessIdentity>, tag: &str) -> PortResult<Vec<Held>> {
@@ -118,7 +128,7 @@ fn find_identified(process: ProcessIdentity, wanted: &[u8]) -> PortResult<Held> 
     // start time has been compared all the same.
     let environment = environment(process.pid);
     if !environment.is_empty() && !carries(&environment, wanted) {
-        return Err(PortError::new(ErrorKind::Foreign, "end process", object(process), "it does not carry our tag"));
+        return Err(PortError::new(ErrorKind::Foreign, "take hold of", object(process), "it does not carry our tag"));
     }
     Ok((found, pidfd))
 }
@@ -146,7 +156,7 @@ fn object(process: ProcessIdentity) -> String {
 }
 
 fn absent(object: String) -> PortError {
-    PortError::new(ErrorKind::NotFound, "end process", object, "no such process")
+    PortError::new(ErrorKind::NotFound, "take hold of", object, "no such process")
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! the tag by which a later run finds it, no descriptor but those passed to it. It is held by pidfd,
 //! so that no signal ever reaches a stranger who was given the same pid.
 //!
-//! * [`HelperProcess`]: a helper that this process started. Dropping it does not end the helper:
-//!   what ends is decided by the ledger, not by who forgets a handle.
+//! * [`HelperProcess`]: a helper that this process started, or adopted from an earlier one. Dropping
+//!   it does not end the helper: what ends is decided by the ledger, not by who forgets a handle.
 //! * [`end_process`]: ends a helper that an earlier process of ours started.
 //!
 //! Its host objects: the process and, in this process, one pidfd and one pipe for each helper.

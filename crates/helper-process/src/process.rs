@@ -1,16 +1,18 @@
-//! A helper that this process started.
+//! A helper that this process started, or that an earlier one did.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
 
+use crate::end::find;
 use crate::ready::readable;
 use crate::spawn::{HelperSpec, spawn};
 use crate::words::LastWords;
@@ -39,7 +41,8 @@ impl fmt::Display for HelperExit {
     }
 }
 
-/// A helper that this process started. Clones share it; dropping all of them does not end it.
+/// A helper that this process started or adopted. Clones share it; dropping all of them does not end
+/// it.
 #[derive(Clone, Debug)]
 pub struct HelperProcess(Arc<Inner>);
 
@@ -89,6 +92,20 @@ impl HelperProcess {
             tracing::debug!(program = reaper.0.program, pid = reaper.0.identity.pid, %exit, "helper ended");
         });
         Ok(helper)
+    }
+
+    /// Takes hold of a helper that an earlier process of ours started. It is watched and signalled
+    /// as a child is; its stderr and, when it ends, its status are not ours to read.
+    ///
+    /// # Errors
+    /// `NotFound` if it has ended or its pid is somebody else's now, `Foreign` if it does not carry
+    /// the tag, `TimedOut` if the kernel does not answer.
+    pub async fn adopt(program: &str, process: ProcessIdentity, tag: &str, deadline: Instant) -> PortResult<Self> {
+        let found = tokio::time::timeout_at(deadline, find(process, tag)).await;
+        let overdue = |_| PortError::new(ErrorKind::TimedOut, "take hold of", program, "not found within the deadline");
+        let pidfd = found.map_err(overdue)??;
+        let (program, words) = (program.to_owned(), LastWords::none());
+        Ok(Self(Arc::new(Inner { program, identity: process, pidfd, words, exit: OnceLock::new() })))
     }
 
     /// Its pid and start time.
@@ -203,9 +220,15 @@ pub(crate) async fn ended(pidfd: &OwnedFd) -> std::io::Result<()> {
 /// Collects the status of an ended child; `None` while it runs. For a process that is not our child
 /// or that somebody else reaped the status is unknown.
 pub(crate) fn reap(pidfd: &OwnedFd) -> Option<HelperExit> {
-    use std::os::fd::AsFd;
     match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
         Ok(status) => status.map(|s| HelperExit { code: s.exit_status(), signal: s.terminating_signal() }),
-        Err(_) => Some(HelperExit { code: None, signal: None }),
+        // No child of ours, or none any more.
+        Err(_) => has_ended(pidfd).then_some(HelperExit { code: None, signal: None }),
     }
+}
+
+/// Whether the process has ended, whoever is its parent.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }

@@ -70,6 +70,11 @@ fn sanitised(line: &[u8]) -> String {
 pub struct LastWords(watch::Receiver<Tail>);
 
 impl LastWords {
+    /// Those of somebody whom we do not hear.
+    pub fn none() -> Self {
+        Self(watch::channel(Tail { ended: true, ..Tail::default() }).1)
+    }
+
     /// Reads `stderr` to its end, in a task of the current runtime.
     pub(crate) fn collect(stderr: ChildStderr) -> std::io::Result<Self> {
         Ok(Self::of(pipe::Receiver::from_owned_fd(stderr.into())?))

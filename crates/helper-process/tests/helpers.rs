@@ -187,3 +187,30 @@ async fn a_child_that_nobody_reaped_can_be_ended() {
     end_process(Some(process), &tag, TERM, in_seconds(5)).await.unwrap();
     assert!(identify(process.pid).unwrap_err().is_absent(), "reaped, not left a zombie");
 }
+
+#[tokio::test]
+async fn what_is_not_our_child_is_adopted_watched_and_ended() {
+    let tag = tag("adopted");
+    // The shell ends at once; what it leaves behind is a stranger's child with our tag.
+    let shell = start("sleep 60 2>/dev/null & echo $! >&2", &tag).await;
+    shell.wait().await;
+    let process = identify(shell.last_words().trim().parse().unwrap()).unwrap();
+    let adopt = |process, tag: &str| {
+        let tag = tag.to_owned();
+        async move { HelperProcess::adopt("sleep", process, &tag, in_seconds(5)).await }
+    };
+    assert_eq!(adopt(process, "another/1").await.unwrap_err().kind, ErrorKind::Foreign);
+    let reused = ProcessIdentity { start_ticks: process.start_ticks + 1, ..process };
+    assert!(adopt(reused, &tag).await.unwrap_err().is_absent());
+
+    let helper = adopt(process, &tag).await.unwrap();
+    assert_eq!((helper.try_exit(), helper.last_words().as_str()), (None, ""));
+    let waiting = tokio::spawn({
+        let helper = helper.clone();
+        async move { helper.wait().await }
+    });
+    let unknown = HelperExit { code: None, signal: None };
+    assert_eq!(helper.terminate(TERM).await.unwrap(), unknown);
+    assert_eq!(waiting.await.unwrap(), unknown);
+    assert!(adopt(process, &tag).await.unwrap_err().is_absent(), "an ended one is not adopted");
+}

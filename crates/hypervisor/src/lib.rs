@@ -68,9 +68,54 @@ pub struct StartedVm {
     pub accelerator: String,
 }
 
+/// Takes over a VM that an earlier process of ours started. Nothing about the VM changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptVm {
+    /// Its process, as the ledger has it; without one it is sought by its tag.
+    pub process: Option<ProcessIdentity>,
+    /// Value of [`ENTRY_ENV`](sandbox_model::ledger::ENTRY_ENV) in its environment.
+    pub tag: String,
+}
+
+/// How far a VM has come, and whether it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmCondition {
+    /// It waits for its first instruction. Its start was never finished: devices may be missing.
+    NotYetRun,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs have run and were halted from outside; `resume_vm` lets them go on.
+    Paused,
+    /// The guest has ended or crashed, or its disk failed. It does not go on by itself.
+    Halted,
+}
+
+/// A VM that was taken over, as the VMM reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedVm {
+    /// Its process, its vCPU threads and what executes them.
+    pub vm: StartedVm,
+    /// Whether it runs.
+    pub condition: VmCondition,
+    /// vCPUs in total.
+    pub vcpus: u32,
+    /// Memory in total, in MiB.
+    pub memory_mib: u64,
+}
+
 /// A device as the VM has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddedDevice {
+    /// Where the guest finds it; `None` for what is not on PCI.
+    pub pci_path: Option<PciPath>,
+}
+
+/// A device that the VM has in truth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresentDevice {
+    /// Which.
+    pub id: DeviceId,
     /// Where the guest finds it; `None` for what is not on PCI.
     pub pci_path: Option<PciPath>,
 }
@@ -177,10 +222,20 @@ port! {
         fn add_device(PlacedDevice) -> AddedDevice;
         /// Unplugs a device and returns when it is gone. One that is not there is `NotFound`.
         fn remove_device(RemoveDevice) -> ();
-        /// The devices that the VMM has in truth, of those that were added by us.
-        fn query_devices(()) -> Vec<DeviceId>;
+        /// The devices that the VMM has in truth, of those that were added by us: before an
+        /// adoption or after.
+        fn query_devices(()) -> Vec<PresentDevice>;
         /// Starts the process with all cold-plugged devices, vCPUs paused.
         fn start_vm(StartVm) -> StartedVm;
+        /// Takes over, with a fresh client, a VM that an earlier process of ours started. After it
+        /// all other calls work as they do after `start_vm`.
+        ///
+        /// The process is gone, or its pid is somebody else's now: `NotFound`. It is not the one
+        /// that was tagged, or another process serves its control channel: `Foreign`. It is there
+        /// and does not answer: `TimedOut`; it can still be ended by `kill_vm`. It answers
+        /// nonsense: `Protocol`. The VMM cannot be taken over at all: `Unsupported`. After any
+        /// error the client is as fresh as before.
+        fn adopt_vm(AdoptVm) -> AdoptedVm;
         /// Lets the vCPUs run.
         fn resume_vm(()) -> ();
         /// Ends the VM and returns when its process is gone.

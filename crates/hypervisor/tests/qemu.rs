@@ -105,7 +105,8 @@ impl Bench {
     }
 
     async fn devices(&self) -> Vec<DeviceId> {
-        let mut devices = self.vm.query_devices((), in_seconds(10)).await.expect("QEMU answers");
+        let present = self.vm.query_devices((), in_seconds(10)).await.expect("QEMU answers");
+        let mut devices: Vec<_> = present.into_iter().map(|device| device.id).collect();
         devices.sort();
         devices
     }

@@ -37,7 +37,7 @@ pub(crate) fn ports(mode: Mode, cgroups_are_ours: bool) -> (Ports, Option<&'stat
         },
         VmmMode::Simulated => Ports {
             vmm: Arc::new(SimulatedVmmFactory::new(world.clone())),
-            agent: Arc::new(SimulatedAgentFactory),
+            agent: Arc::new(SimulatedAgentFactory::new(world.clone())),
             network,
             share: Arc::new(RealMountsSimulatedDaemon::new(Arc::new(LinuxShareFsHost), world.clone())),
             cgroup,

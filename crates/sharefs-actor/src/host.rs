@@ -173,6 +173,22 @@ pub struct Daemon {
     pub handle: Live<HelperProcess>,
 }
 
+/// Takes hold of a daemon that an earlier process of ours started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptDaemon {
+    /// Which.
+    pub process: ProcessIdentity,
+    /// The mark of its environment.
+    pub tag: String,
+}
+
+/// A daemon that was taken over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdoptedDaemon {
+    /// Live, for whoever waits for its end.
+    pub handle: Live<HelperProcess>,
+}
+
 /// Asks whether a daemon is shut in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VerifyDaemon {
@@ -214,6 +230,9 @@ port! {
         fn detach(Detach) -> ();
         /// Starts the daemon and waits until it listens.
         fn start_daemon(StartDaemon) -> Daemon;
+        /// Takes hold of the daemon after a crash of ours. Ended already, or its pid somebody
+        /// else's, is `NotFound`; without our tag it is `Foreign`.
+        fn adopt_daemon(AdoptDaemon) -> AdoptedDaemon;
         /// Checks that the daemon is in a mount namespace of its own and under seccomp.
         fn verify_daemon(VerifyDaemon) -> ();
         /// Ends the daemon.

@@ -1,6 +1,7 @@
 //! A simulated guest agent: it keeps sandbox, containers and interfaces in memory.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -12,20 +13,25 @@ use oci_spec::runtime::Process;
 use sandbox_model::network::{GuestInterface, GuestNeighbor, GuestRoute};
 use sandbox_model::{ContainerId, ErrorKind, Instant, PortError, PortResult, SandboxId};
 
+use crate::World;
+
 /// Size of a memory block, as Linux has it on x86-64.
 const MEMORY_BLOCK_BYTES: u64 = 128 << 20;
 
-/// The agent of one guest. A process that is started has ended at once, with 0, and has written one
-/// line: `simulated: ARGUMENTS`.
-#[derive(Debug, Default)]
+/// A connection to the agent of one guest. A process that is started has ended at once, with 0, and
+/// has written one line: `simulated: ARGUMENTS`.
+///
+/// The guest lives in the [`World`] until its VM ends: another client that connects finds it as the
+/// first left it.
+#[derive(Debug)]
 pub struct SimulatedAgent {
-    guest: Mutex<Guest>,
+    guest: Arc<Mutex<Guest>>,
+    is_connected: AtomicBool,
 }
 
 /// What the guest has been told.
 #[derive(Debug, Clone, Default)]
-struct Guest {
-    is_connected: bool,
+pub(crate) struct Guest {
     sandbox: Option<CreateSandbox>,
     containers: BTreeMap<ContainerId, Container>,
     interfaces: BTreeMap<String, GuestInterface>,
@@ -63,16 +69,10 @@ fn error(kind: ErrorKind, operation: &str, object: impl Into<String>, cause: &st
 }
 
 impl Guest {
-    /// The guest, if somebody is connected to it.
-    fn reached(&mut self, operation: &str) -> PortResult<&mut Self> {
-        if self.is_connected { Ok(self) } else { Err(error(ErrorKind::PeerGone, operation, "agent", "not connected")) }
-    }
-
     /// The guest, if it has a sandbox.
     fn with_sandbox(&mut self, operation: &str) -> PortResult<&mut Self> {
-        let guest = self.reached(operation)?;
-        if guest.sandbox.is_some() {
-            return Ok(guest);
+        if self.sandbox.is_some() {
+            return Ok(self);
         }
         Err(error(ErrorKind::NotFound, operation, "sandbox", "there is no sandbox"))
     }
@@ -90,13 +90,21 @@ impl Guest {
 }
 
 impl SimulatedAgent {
-    /// A guest that has just booted.
-    pub fn new() -> Self {
-        Self::default()
+    /// A client of the guest that `sandbox` has in `world`, not connected yet.
+    pub fn new(world: &World, sandbox: &SandboxId) -> Self {
+        Self { guest: world.guest(sandbox), is_connected: AtomicBool::new(false) }
     }
 
     fn guest(&self) -> MutexGuard<'_, Guest> {
         self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest, if this client is connected to it.
+    fn reached(&self, operation: &str) -> PortResult<MutexGuard<'_, Guest>> {
+        if self.is_connected.load(Ordering::Relaxed) {
+            return Ok(self.guest());
+        }
+        Err(error(ErrorKind::PeerGone, operation, "agent", "not connected"))
     }
 
     /// Containers that the guest has.
@@ -113,27 +121,26 @@ impl SimulatedAgent {
 #[async_trait]
 impl GuestAgent for SimulatedAgent {
     async fn connect(&self, _: AgentAddress, _: Instant) -> PortResult<()> {
-        self.guest().is_connected = true;
+        self.is_connected.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     async fn disconnect(&self, (): (), _: Instant) -> PortResult<()> {
-        self.guest().is_connected = false;
+        self.is_connected.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     async fn check(&self, (): (), _: Instant) -> PortResult<()> {
-        self.guest().reached("check").map(|_| ())
+        self.reached("check").map(|_| ())
     }
 
     async fn guest_details(&self, (): (), _: Instant) -> PortResult<GuestDetails> {
-        self.guest().reached("guest details")?;
-        Ok(GuestDetails { memory_block_bytes: MEMORY_BLOCK_BYTES, agent_version: "simulated".into() })
+        let details = GuestDetails { memory_block_bytes: MEMORY_BLOCK_BYTES, agent_version: "simulated".into() };
+        self.reached("guest details").map(|_| details)
     }
 
     async fn create_sandbox(&self, request: CreateSandbox, _: Instant) -> PortResult<()> {
-        let mut guest = self.guest();
-        let guest = guest.reached("create sandbox")?;
+        let mut guest = self.reached("create sandbox")?;
         if guest.sandbox.is_some() {
             return Err(error(ErrorKind::Exists, "create sandbox", request.sandbox_id, "once for each boot"));
         }
@@ -142,33 +149,33 @@ impl GuestAgent for SimulatedAgent {
     }
 
     async fn destroy_sandbox(&self, (): (), _: Instant) -> PortResult<()> {
-        let mut guest = self.guest();
+        let mut guest = self.reached("destroy sandbox")?;
         let guest = guest.with_sandbox("destroy sandbox")?;
-        *guest = Guest { is_connected: true, ..Guest::default() };
+        *guest = Guest::default();
         Ok(())
     }
 
     async fn update_interface(&self, request: GuestInterface, _: Instant) -> PortResult<()> {
-        self.guest().reached("update interface")?.interfaces.insert(request.name.clone(), request);
+        self.reached("update interface")?.interfaces.insert(request.name.clone(), request);
         Ok(())
     }
 
     async fn add_neighbors(&self, request: Vec<GuestNeighbor>, _: Instant) -> PortResult<()> {
-        self.guest().reached("add neighbors")?.neighbors.extend(request);
+        self.reached("add neighbors")?.neighbors.extend(request);
         Ok(())
     }
 
     async fn update_routes(&self, request: Vec<GuestRoute>, _: Instant) -> PortResult<()> {
-        self.guest().reached("update routes")?.routes = request;
+        self.reached("update routes")?.routes = request;
         Ok(())
     }
 
     async fn online_cpu_mem(&self, _: OnlineCpuMem, _: Instant) -> PortResult<()> {
-        self.guest().reached("online CPUs and memory").map(|_| ())
+        self.reached("online CPUs and memory").map(|_| ())
     }
 
     async fn create_container(&self, request: CreateContainer, _: Instant) -> PortResult<()> {
-        let mut guest = self.guest();
+        let mut guest = self.reached("create container")?;
         let guest = guest.with_sandbox("create container")?;
         if guest.containers.contains_key(&request.container) {
             return Err(error(ErrorKind::Exists, "create container", request.container.as_str(), "it exists"));
@@ -191,18 +198,18 @@ impl GuestAgent for SimulatedAgent {
     }
 
     async fn remove_container(&self, request: ContainerId, _: Instant) -> PortResult<()> {
-        let mut guest = self.guest();
+        let mut guest = self.reached("remove container")?;
         guest.container("remove container", &request)?;
         guest.containers.remove(&request);
         Ok(())
     }
 
     async fn update_container(&self, request: UpdateContainer, _: Instant) -> PortResult<()> {
-        self.guest().container("update container", &request.container).map(|_| ())
+        self.reached("update container")?.container("update container", &request.container).map(|_| ())
     }
 
     async fn exec_process(&self, request: ExecProcess, _: Instant) -> PortResult<()> {
-        let mut guest = self.guest();
+        let mut guest = self.reached("exec")?;
         let container = guest.container("exec", &request.process.container)?;
         if container.processes.contains_key(&request.process.exec) {
             return Err(error(ErrorKind::Exists, "exec", request.process.exec, "it exists"));
@@ -214,11 +221,11 @@ impl GuestAgent for SimulatedAgent {
     }
 
     async fn signal_process(&self, request: SignalProcess, _: Instant) -> PortResult<()> {
-        self.guest().process("signal", &request.process).map(|_| ())
+        self.reached("signal")?.process("signal", &request.process).map(|_| ())
     }
 
     async fn wait_process(&self, request: ProcessRef, deadline: Instant) -> PortResult<i32> {
-        let has_started = self.guest().process("wait", &request)?.has_started;
+        let has_started = self.reached("wait")?.process("wait", &request)?.has_started;
         if !has_started {
             tokio::time::sleep_until(deadline).await;
             return Err(PortError::timed_out("wait", request.container.as_str(), "it has not started"));
@@ -234,24 +241,24 @@ impl GuestAgent for SimulatedAgent {
     }
 
     async fn read_stderr(&self, request: ReadOutput, _: Instant) -> PortResult<Vec<u8>> {
-        self.guest().process("read stderr", &request.process).map(|_| Vec::new())
+        self.reached("read stderr")?.process("read stderr", &request.process).map(|_| Vec::new())
     }
 
     async fn write_stdin(&self, request: WriteInput, _: Instant) -> PortResult<u32> {
-        self.guest().process("write stdin", &request.process)?;
+        self.reached("write stdin")?.process("write stdin", &request.process)?;
         Ok(u32::try_from(request.data.len()).unwrap_or(u32::MAX))
     }
 
     async fn close_stdin(&self, request: ProcessRef, _: Instant) -> PortResult<()> {
-        self.guest().process("close stdin", &request).map(|_| ())
+        self.reached("close stdin")?.process("close stdin", &request).map(|_| ())
     }
 
     async fn resize_terminal(&self, request: ResizeTerminal, _: Instant) -> PortResult<()> {
-        self.guest().process("resize terminal", &request.process).map(|_| ())
+        self.reached("resize terminal")?.process("resize terminal", &request.process).map(|_| ())
     }
 
     async fn copy_file(&self, _: CopyFile, _: Instant) -> PortResult<()> {
-        self.guest().reached("copy file").map(|_| ())
+        self.reached("copy file").map(|_| ())
     }
 
     async fn oom_event(&self, (): (), deadline: Instant) -> PortResult<ContainerId> {
@@ -261,12 +268,21 @@ impl GuestAgent for SimulatedAgent {
 }
 
 /// Makes simulated agents.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SimulatedAgentFactory;
+#[derive(Debug, Clone)]
+pub struct SimulatedAgentFactory {
+    world: Arc<World>,
+}
+
+impl SimulatedAgentFactory {
+    /// For the guests of `world`.
+    pub fn new(world: Arc<World>) -> Self {
+        Self { world }
+    }
+}
 
 impl AgentFactory for SimulatedAgentFactory {
-    fn create(&self, _: &SandboxId) -> PortResult<Arc<dyn GuestAgent>> {
-        Ok(Arc::new(SimulatedAgent::new()))
+    fn create(&self, sandbox: &SandboxId) -> PortResult<Arc<dyn GuestAgent>> {
+        Ok(Arc::new(SimulatedAgent::new(&self.world, sandbox)))
     }
 }
 
@@ -280,7 +296,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_container_runs_and_unknown_ones_are_not_found() {
-        let (agent, soon) = (SimulatedAgent::new(), Instant::now() + Duration::from_secs(1));
+        let (world, sandbox) = (World::new(), SandboxId::new("pod").unwrap());
+        let (agent, soon) = (SimulatedAgent::new(&world, &sandbox), Instant::now() + Duration::from_secs(1));
         assert_eq!(agent.check((), soon).await.unwrap_err().kind, ErrorKind::PeerGone);
         agent.connect(AgentAddress::Vsock { cid: 3, port: 1024 }, soon).await.unwrap();
         agent.create_sandbox(CreateSandbox::default(), soon).await.unwrap();
@@ -314,6 +331,12 @@ mod tests {
             said.extend(part);
         }
         assert_eq!(String::from_utf8(said).unwrap(), "simulated: echo hello\n");
+        // A client that comes later finds the guest as it is.
+        drop(agent);
+        let agent = SimulatedAgent::new(&world, &sandbox);
+        assert_eq!(agent.check((), soon).await.unwrap_err().kind, ErrorKind::PeerGone);
+        agent.connect(AgentAddress::Vsock { cid: 3, port: 1024 }, soon).await.unwrap();
+        assert_eq!(agent.containers(), std::slice::from_ref(&container));
         agent.remove_container(container, soon).await.unwrap();
         assert!(agent.containers().is_empty());
     }

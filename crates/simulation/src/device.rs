@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use device_actor::host::{
-    AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, DiskIdentity, EndDaemon, FindBlockNode, GiveBackVfio,
-    InspectDisk, PciFunction, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon, VfioGroup,
-    VfioName, VsockSupport,
+    AdoptDaemon, AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, DiskIdentity, EndDaemon, FindBlockNode,
+    GiveBackVfio, InspectDisk, PciFunction, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon,
+    VfioGroup, VfioName, VsockSupport,
 };
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
@@ -88,6 +88,13 @@ impl DeviceHost for SimulatedDeviceHost {
 
     async fn await_vsock_daemon(&self, request: AwaitVsockDaemon, _: Instant) -> PortResult<ReadyDaemon> {
         Ok(ReadyDaemon { socket: self.socket(&request.socket)?, hybrid_socket: self.socket(&request.hybrid_socket)? })
+    }
+
+    async fn adopt_daemon(&self, request: AdoptDaemon, _: Instant) -> PortResult<StartedDaemon> {
+        if self.world.identity(PROCESS, &request.tag) == Some(request.process.start_ticks) {
+            return Ok(StartedDaemon { process: request.process, handle: Live::absent() });
+        }
+        Err(PortError::new(ErrorKind::NotFound, "take hold of", request.tag, "simulated: no such process"))
     }
 
     async fn end_daemon(&self, request: EndDaemon, _: Instant) -> PortResult<()> {

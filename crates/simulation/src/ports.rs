@@ -18,7 +18,7 @@ use crate::{
 pub fn simulated_ports(world: &Arc<World>) -> Ports {
     Ports {
         vmm: Arc::new(SimulatedVmmFactory::new(world.clone())),
-        agent: Arc::new(SimulatedAgentFactory),
+        agent: Arc::new(SimulatedAgentFactory::new(world.clone())),
         network: Arc::new(SimulatedNetwork::new(world.clone())),
         share: Arc::new(SimulatedShareFs::new(world.clone())),
         cgroup: Arc::new(SimulatedCgroupHost::new(world.clone())),

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 use sharefs_actor::{
-    Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost, Source, SourceKind,
-    StartDaemon, VerifyDaemon,
+    AdoptDaemon, AdoptedDaemon, Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost,
+    Source, SourceKind, StartDaemon, VerifyDaemon,
 };
 
 use crate::World;
@@ -119,6 +119,10 @@ impl ShareFsHost for SimulatedShareFs {
         verify_process(&self.world, request.process)
     }
 
+    async fn adopt_daemon(&self, request: AdoptDaemon, _: Instant) -> PortResult<AdoptedDaemon> {
+        adopt_process(&self.world, &request)
+    }
+
     async fn end_daemon(&self, request: EndDaemon, _: Instant) -> PortResult<()> {
         self.world.remove("end process", PROCESS, &process_name(&request.tag))
     }
@@ -184,6 +188,10 @@ impl ShareFsHost for RealMountsSimulatedDaemon {
         verify_process(&self.world, request.process)
     }
 
+    async fn adopt_daemon(&self, request: AdoptDaemon, _: Instant) -> PortResult<AdoptedDaemon> {
+        adopt_process(&self.world, &request)
+    }
+
     async fn end_daemon(&self, request: EndDaemon, _: Instant) -> PortResult<()> {
         self.world.remove("end process", PROCESS, &process_name(&request.tag))
     }
@@ -218,6 +226,14 @@ fn verify_process(world: &World, process: ProcessIdentity) -> PortResult<()> {
         format!("pid {}", process.pid),
         "simulated: it has ended",
     ))
+}
+
+fn adopt_process(world: &World, request: &AdoptDaemon) -> PortResult<AdoptedDaemon> {
+    let name = process_name(&request.tag);
+    if world.identity(PROCESS, &name) == Some(request.process.start_ticks) {
+        return Ok(AdoptedDaemon { handle: Live::absent() });
+    }
+    Err(PortError::new(ErrorKind::NotFound, "take hold of", name, "simulated: no such process"))
 }
 
 fn process_name(tag: &str) -> String {

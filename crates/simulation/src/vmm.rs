@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use hypervisor::{
-    AddedDevice, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus,
-    ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
+    AddedDevice, AdoptVm, AdoptedVm, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, PresentDevice, RemoveDevice,
+    ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmCondition, VmExit,
+    VmmFactory,
 };
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::device::{PciPath, PciSlot, PlacedDevice};
@@ -22,19 +23,26 @@ use crate::World;
 const PROCESS: &str = "process";
 const DEVICE: &str = "vm-device";
 
-/// One simulated VM. Its process and each of its devices are objects of the [`World`].
+/// A client of one simulated VM. The VM's process and each of its devices are objects of the
+/// [`World`]: the VM lives on when its client is dropped, and another client can adopt it.
 #[derive(Debug)]
 pub struct SimulatedVmm {
     world: Arc<World>,
     sandbox: SandboxId,
+    machine: Mutex<Arc<Machine>>,
+}
+
+/// One simulated VM, whoever holds a client of it.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
     vm: Mutex<Vm>,
     exit: watch::Sender<Option<VmExit>>,
 }
 
 #[derive(Debug, Default)]
 struct Vm {
-    /// The process's name in the world, while there is one.
-    process: Option<String>,
+    /// The process, while there is one, and its tag: its name in the world.
+    process: Option<(ProcessIdentity, String)>,
     is_running: bool,
     devices: BTreeMap<DeviceId, PciSlot>,
     vcpus: u32,
@@ -43,14 +51,39 @@ struct Vm {
     memory_max_mib: u64,
 }
 
+impl Machine {
+    fn vm(&self) -> MutexGuard<'_, Vm> {
+        self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+}
+
+impl Vm {
+    fn started(&self) -> StartedVm {
+        let threads = 1..=i32::try_from(self.vcpus).unwrap_or(i32::MAX);
+        StartedVm {
+            process: self.process.as_ref().map(|(process, _)| *process),
+            vcpu_threads: threads.collect(),
+            accelerator: "simulated".into(),
+        }
+    }
+}
+
+fn path_of(slot: PciSlot) -> PciPath {
+    PciPath::behind_bridge(FIRST_BRIDGE_SLOT + slot.bridge, slot.slot)
+}
+
 impl SimulatedVmm {
     /// A VM that has not started.
     pub fn new(world: Arc<World>, sandbox: SandboxId) -> Self {
-        Self { world, sandbox, vm: Mutex::default(), exit: watch::Sender::new(None) }
+        Self { world, sandbox, machine: Mutex::default() }
     }
 
-    fn vm(&self) -> MutexGuard<'_, Vm> {
-        self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+    fn machine(&self) -> Arc<Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn object(&self, device: &DeviceId) -> String {
@@ -63,36 +96,35 @@ impl SimulatedVmm {
 
     /// Ends the VM as a fault does, with everything that it held.
     pub fn crash(&self) {
-        self.end(VmExit { code: None, signal: Some(9), last_words: "simulated crash".into() });
+        let exit = VmExit { code: None, signal: Some(9), last_words: "simulated crash".into() };
+        self.end(&self.machine(), exit);
     }
 
-    fn end(&self, exit: VmExit) {
-        let mut vm = self.vm();
-        if let Some(process) = vm.process.take() {
-            self.world.remove_where(PROCESS, |name| name == process);
+    fn end(&self, machine: &Machine, exit: VmExit) {
+        let mut vm = machine.vm();
+        if let Some((_, tag)) = vm.process.take() {
+            self.world.remove_where(PROCESS, |name| name == tag);
+            self.world.forget_vm(&tag, &self.sandbox);
         }
         let prefix = format!("{}/", self.sandbox);
         self.world.remove_where(DEVICE, |name| name.starts_with(&prefix));
         vm.devices.clear();
         vm.is_running = false;
         drop(vm);
-        self.exit.send_if_modified(|ended| {
+        machine.exit.send_if_modified(|ended| {
             let is_first = ended.is_none();
             ended.get_or_insert(exit);
             is_first
         });
     }
 
-    fn is_gone(&self) -> bool {
-        self.exit.borrow().is_some()
-    }
-
-    fn alive(&self, operation: &str) -> PortResult<()> {
-        if self.is_gone() { Err(self.error(ErrorKind::PeerGone, operation, "the VM has ended")) } else { Ok(()) }
-    }
-
-    fn threads(count: u32) -> Vec<i32> {
-        (1..=i32::try_from(count).unwrap_or(i32::MAX)).collect()
+    /// The VM, if it has not ended.
+    fn alive(&self, operation: &str) -> PortResult<Arc<Machine>> {
+        let machine = self.machine();
+        if machine.is_gone() {
+            return Err(self.error(ErrorKind::PeerGone, operation, "the VM has ended"));
+        }
+        Ok(machine)
     }
 }
 
@@ -110,8 +142,8 @@ impl Hypervisor for SimulatedVmm {
     }
 
     async fn add_device(&self, request: PlacedDevice, _: Instant) -> PortResult<AddedDevice> {
-        self.alive("add device")?;
-        let mut vm = self.vm();
+        let machine = self.alive("add device")?;
+        let mut vm = machine.vm();
         if vm.devices.contains_key(&request.id) {
             return Err(self.error(ErrorKind::Exists, "add device", &format!("duplicate id {}", request.id)));
         }
@@ -122,13 +154,12 @@ impl Hypervisor for SimulatedVmm {
             self.world.make("add device", DEVICE, self.object(&request.id))?;
         }
         vm.devices.insert(request.id, request.slot);
-        let path = PciPath::behind_bridge(FIRST_BRIDGE_SLOT + request.slot.bridge, request.slot.slot);
-        Ok(AddedDevice { pci_path: Some(path) })
+        Ok(AddedDevice { pci_path: Some(path_of(request.slot)) })
     }
 
     async fn remove_device(&self, request: RemoveDevice, _: Instant) -> PortResult<()> {
-        self.alive("remove device")?;
-        let mut vm = self.vm();
+        let machine = self.alive("remove device")?;
+        let mut vm = machine.vm();
         match (vm.devices.remove(&request.id), &vm.process) {
             // It only waited for the start.
             (Some(_), None) => Ok(()),
@@ -136,14 +167,16 @@ impl Hypervisor for SimulatedVmm {
         }
     }
 
-    async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<DeviceId>> {
-        self.alive("query devices")?;
-        Ok(self.vm().devices.keys().cloned().collect())
+    async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<PresentDevice>> {
+        let machine = self.alive("query devices")?;
+        let present =
+            |(id, slot): (&DeviceId, &PciSlot)| PresentDevice { id: id.clone(), pci_path: Some(path_of(*slot)) };
+        Ok(machine.vm().devices.iter().map(present).collect())
     }
 
     async fn start_vm(&self, request: StartVm, _: Instant) -> PortResult<StartedVm> {
-        self.alive("start VM")?;
-        let mut vm = self.vm();
+        let machine = self.alive("start VM")?;
+        let mut vm = machine.vm();
         if vm.process.is_some() {
             return Err(self.error(ErrorKind::Exists, "start VM", "it has started already"));
         }
@@ -151,20 +184,35 @@ impl Hypervisor for SimulatedVmm {
         for device in vm.devices.keys() {
             self.world.make("start VM", DEVICE, self.object(device))?;
         }
-        vm.process = Some(request.tag);
+        let pid = i32::try_from(start_ticks).unwrap_or(i32::MAX);
+        self.world.keep_machine(&request.tag, machine.clone());
+        vm.process = Some((ProcessIdentity { pid, start_ticks }, request.tag));
         (vm.vcpus, vm.vcpus_max) = (request.spec.vcpus, request.spec.vcpus_max);
         (vm.memory_mib, vm.memory_max_mib) = (request.spec.memory_mib, request.spec.memory_max_mib);
-        let pid = i32::try_from(start_ticks).unwrap_or(i32::MAX);
-        Ok(StartedVm {
-            process: Some(ProcessIdentity { pid, start_ticks }),
-            vcpu_threads: Self::threads(vm.vcpus),
-            accelerator: "simulated".into(),
-        })
+        Ok(vm.started())
+    }
+
+    async fn adopt_vm(&self, request: AdoptVm, _: Instant) -> PortResult<AdoptedVm> {
+        if self.machine().vm().process.is_some() {
+            return Err(self.error(ErrorKind::Exists, "adopt VM", "this client has a VM already"));
+        }
+        let machine = self.world.machine(&request.tag);
+        let machine = machine.ok_or_else(|| self.error(ErrorKind::NotFound, "adopt VM", "no such process"))?;
+        let vm = machine.vm();
+        let started = vm.started();
+        if request.process.is_some() && request.process != started.process {
+            return Err(self.error(ErrorKind::NotFound, "adopt VM", "no such process"));
+        }
+        let condition = if vm.is_running { VmCondition::Running } else { VmCondition::NotYetRun };
+        let adopted = AdoptedVm { vm: started, condition, vcpus: vm.vcpus, memory_mib: vm.memory_mib };
+        drop(vm);
+        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = machine;
+        Ok(adopted)
     }
 
     async fn resume_vm(&self, (): (), _: Instant) -> PortResult<()> {
-        self.alive("resume VM")?;
-        let mut vm = self.vm();
+        let machine = self.alive("resume VM")?;
+        let mut vm = machine.vm();
         if vm.process.is_none() {
             return Err(self.error(ErrorKind::Refused, "resume VM", "it has not started"));
         }
@@ -173,12 +221,13 @@ impl Hypervisor for SimulatedVmm {
     }
 
     async fn stop_vm(&self, _: StopVm, _: Instant) -> PortResult<VmExit> {
-        self.end(VmExit { code: Some(0), signal: None, last_words: String::new() });
-        self.exit.borrow().clone().ok_or_else(|| self.error(ErrorKind::PeerGone, "stop VM", "no exit"))
+        let machine = self.machine();
+        self.end(&machine, VmExit { code: Some(0), signal: None, last_words: String::new() });
+        machine.exit.borrow().clone().ok_or_else(|| self.error(ErrorKind::PeerGone, "stop VM", "no exit"))
     }
 
     async fn wait_exit(&self, (): (), deadline: Instant) -> PortResult<VmExit> {
-        let mut exit = self.exit.subscribe();
+        let mut exit = self.machine().exit.subscribe();
         let ended = timeout_at(deadline, exit.wait_for(Option::is_some)).await;
         match ended {
             Ok(Ok(exit)) => exit.clone().ok_or_else(|| self.error(ErrorKind::PeerGone, "wait", "no exit")),
@@ -192,26 +241,27 @@ impl Hypervisor for SimulatedVmm {
         if request.process.is_some_and(|process| found != Some(process.start_ticks)) {
             return Err(self.error(ErrorKind::NotFound, "end process", "no such process"));
         }
+        let machine = self.world.machine(&request.tag).unwrap_or_else(|| self.machine());
         self.world.remove("end process", PROCESS, &request.tag)?;
-        self.end(VmExit { code: None, signal: Some(9), last_words: String::new() });
+        self.end(&machine, VmExit { code: None, signal: Some(9), last_words: String::new() });
         Ok(())
     }
 
     async fn resize_vcpus(&self, request: ResizeVcpus, _: Instant) -> PortResult<ResizedVcpus> {
-        self.alive("resize vCPUs")?;
-        let mut vm = self.vm();
+        let machine = self.alive("resize vCPUs")?;
+        let mut vm = machine.vm();
         if request.target > vm.vcpus_max {
             let cause = format!("{} vCPUs are more than the {} it can have", request.target, vm.vcpus_max);
             return Err(self.error(ErrorKind::Invalid, "resize vCPUs", &cause));
         }
         // As QEMU: what was added is not taken away.
         vm.vcpus = vm.vcpus.max(request.target);
-        Ok(ResizedVcpus { vcpus: vm.vcpus, vcpu_threads: Self::threads(vm.vcpus) })
+        Ok(ResizedVcpus { vcpus: vm.vcpus, vcpu_threads: vm.started().vcpu_threads })
     }
 
     async fn resize_memory(&self, request: ResizeMemory, _: Instant) -> PortResult<ResizedMemory> {
-        self.alive("resize memory")?;
-        let mut vm = self.vm();
+        let machine = self.alive("resize memory")?;
+        let mut vm = machine.vm();
         let more = request.target_mib.saturating_sub(vm.memory_mib);
         let memory_mib = vm.memory_mib + more.next_multiple_of(request.block_mib.max(1));
         if memory_mib > vm.memory_max_mib {
@@ -223,7 +273,7 @@ impl Hypervisor for SimulatedVmm {
     }
 
     async fn last_words(&self, (): (), _: Instant) -> PortResult<String> {
-        Ok(self.exit.borrow().as_ref().map(|exit| exit.last_words.clone()).unwrap_or_default())
+        Ok(self.machine().exit.borrow().as_ref().map(|exit| exit.last_words.clone()).unwrap_or_default())
     }
 }
 

@@ -1,9 +1,12 @@
 //! The simulated kernel's objects: what exists, under which identity.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use sandbox_model::{ErrorKind, PortError, PortResult};
+use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
+
+use crate::agent::Guest;
+use crate::vmm::Machine;
 
 /// Everything that exists in the simulation. Shared by all simulated ports; a sandbox that has been
 /// released must leave it as it was.
@@ -16,6 +19,10 @@ pub struct World {
 struct State {
     objects: BTreeMap<(&'static str, String), u64>,
     next_identity: u64,
+    /// VMs that have started, by the tag of their process. They live whoever holds a client of them.
+    machines: BTreeMap<String, Arc<Machine>>,
+    /// What runs in them.
+    guests: BTreeMap<SandboxId, Arc<Mutex<Guest>>>,
 }
 
 impl World {
@@ -69,5 +76,25 @@ impl World {
     /// All objects, as `kind name`, in order.
     pub fn list(&self) -> Vec<String> {
         self.state().objects.keys().map(|(kind, name)| format!("{kind} {name}")).collect()
+    }
+
+    pub(crate) fn keep_machine(&self, tag: &str, machine: Arc<Machine>) {
+        self.state().machines.insert(tag.to_owned(), machine);
+    }
+
+    pub(crate) fn machine(&self, tag: &str) -> Option<Arc<Machine>> {
+        self.state().machines.get(tag).cloned()
+    }
+
+    /// The guest of `sandbox`, which boots when somebody first asks for it.
+    pub(crate) fn guest(&self, sandbox: &SandboxId) -> Arc<Mutex<Guest>> {
+        self.state().guests.entry(sandbox.clone()).or_default().clone()
+    }
+
+    /// A VM ends: its guest goes with it.
+    pub(crate) fn forget_vm(&self, tag: &str, sandbox: &SandboxId) {
+        let mut state = self.state();
+        state.machines.remove(tag);
+        state.guests.remove(sandbox);
     }
 }

@@ -13,8 +13,8 @@ use sandbox_model::{Instant, PortError, PortResult};
 use tokio::time::timeout_at;
 
 use crate::host::{
-    AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, EndDaemon, FindBlockNode, GiveBackVfio, InspectDisk,
-    ReadyDaemon, RemoveSocket, StartVsockDaemon, StartedDaemon, VfioGroup, VfioName, VsockSupport,
+    AdoptDaemon, AwaitVsockDaemon, BindVfio, BlockNode, DeviceHost, DiskFacts, EndDaemon, FindBlockNode, GiveBackVfio,
+    InspectDisk, ReadyDaemon, RemoveSocket, StartVsockDaemon, StartedDaemon, VfioGroup, VfioName, VsockSupport,
 };
 
 /// This host. It keeps nothing but where sysfs and the device nodes are.
@@ -80,6 +80,10 @@ impl DeviceHost for LinuxDeviceHost {
 
     async fn await_vsock_daemon(&self, request: AwaitVsockDaemon, deadline: Instant) -> PortResult<ReadyDaemon> {
         vsock::wait(request, deadline).await
+    }
+
+    async fn adopt_daemon(&self, request: AdoptDaemon, deadline: Instant) -> PortResult<StartedDaemon> {
+        vsock::adopt(request, deadline).await
     }
 
     async fn end_daemon(&self, request: EndDaemon, deadline: Instant) -> PortResult<()> {

@@ -12,7 +12,9 @@ use nix::errno::Errno;
 use rustix::fs::{FileType, lstat};
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 
-use crate::host::{AwaitVsockDaemon, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon};
+use crate::host::{
+    AdoptDaemon, AwaitVsockDaemon, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon,
+};
 
 /// How long the daemon may take to end by itself.
 pub(super) const TERM: Duration = Duration::from_secs(1);
@@ -60,6 +62,13 @@ pub(super) async fn start(request: StartVsockDaemon, deadline: Instant) -> PortR
     let started = tokio::time::timeout_at(deadline, HelperProcess::spawn(spec)).await;
     let helper = started.unwrap_or_else(|_| Err(PortError::timed_out("exec", program, "fork and exec hang")))?;
     Ok(StartedDaemon { process: helper.identity(), handle: Live::new(helper) })
+}
+
+/// Takes hold of a daemon that runs.
+pub(super) async fn adopt(request: AdoptDaemon, deadline: Instant) -> PortResult<StartedDaemon> {
+    let AdoptDaemon { process, tag } = request;
+    let helper = HelperProcess::adopt("vhost-device-vsock", process, &tag, deadline).await?;
+    Ok(StartedDaemon { process, handle: Live::new(helper) })
 }
 
 /// Waits until both sockets are there and served.

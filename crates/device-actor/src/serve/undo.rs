@@ -192,7 +192,7 @@ impl Undoing {
         };
         // Whatever it said, what counts is whether the VM has it.
         match vmm.query_devices((), deadline).await {
-            Ok(devices) if !devices.contains(id) => Ok(()),
+            Ok(devices) if devices.iter().all(|device| device.id != *id) => Ok(()),
             _ => Err(error),
         }
     }

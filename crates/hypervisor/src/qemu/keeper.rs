@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use sandbox_model::device::{PciPath, PlacedDevice};
+use sandbox_model::device::{PciPath, PciSlot, PlacedDevice};
 use sandbox_model::{DeviceId, ErrorKind, Instant, Outcome, PortError, PortResult, SandboxId};
 use tokio::sync::{mpsc, watch};
 
@@ -15,7 +15,7 @@ use super::devices::{check_place, plug, unplug};
 use super::ticket::{NoReply, ticket};
 use super::vm::Vm;
 use crate::FIRST_BRIDGE_SLOT;
-use crate::{AddedDevice, StartVm, StartedVm};
+use crate::{AddedDevice, PresentDevice, StartVm, StartedVm};
 
 /// Calls that may wait for their turn.
 const QUEUE: usize = 64;
@@ -28,9 +28,17 @@ pub(super) struct Keeper {
     /// The VM, once it has been started; also when it has ended since.
     pub(super) vm: watch::Sender<Option<Arc<Vm>>>,
     waiting: Vec<PlacedDevice>,
-    plugged: BTreeMap<DeviceId, Vec<Backend>>,
+    plugged: BTreeMap<DeviceId, Plugged>,
     /// Devices plugged so far, which makes their backends' names.
     count: u64,
+}
+
+/// A device that QEMU has, or may have.
+#[derive(Debug)]
+struct Plugged {
+    place: PciSlot,
+    /// What stands behind it.
+    backends: Vec<Backend>,
 }
 
 type Job = Box<dyn for<'a> FnOnce(&'a mut Keeper) -> BoxFuture<'a, ()> + Send>;
@@ -107,7 +115,7 @@ impl Keeper {
         if self.plugged.contains_key(&device.id) || self.waiting.iter().any(|waiting| waiting.id == device.id) {
             return Err(PortError::new(ErrorKind::Exists, "device_add", device.id.as_str(), "it was added before"));
         }
-        let path = PciPath::behind_bridge(FIRST_BRIDGE_SLOT + device.slot.bridge, device.slot.slot);
+        let path = path_of(device.slot);
         match self.running() {
             Some(vm) => self.plug(&vm, &device, deadline).await?,
             None => {
@@ -122,12 +130,13 @@ impl Keeper {
         self.count += 1;
         match plug(vm, device, self.count, deadline).await {
             Ok(backends) => {
-                self.plugged.insert(device.id.clone(), backends);
+                self.plugged.insert(device.id.clone(), Plugged { place: device.slot, backends });
                 Ok(())
             }
             Err(failed) => {
                 if failed.error.outcome == Outcome::Doubtful {
-                    self.plugged.insert(device.id.clone(), failed.left);
+                    let plugged = Plugged { place: device.slot, backends: failed.left };
+                    self.plugged.insert(device.id.clone(), plugged);
                 }
                 Err(failed.error)
             }
@@ -146,16 +155,16 @@ impl Keeper {
         }
         let unplugged = unplug(&vm, id.as_str(), deadline).await;
         let is_gone = unplugged.as_ref().err().is_none_or(PortError::is_absent);
-        if is_gone && let Some(backends) = self.plugged.remove(&id) {
-            release(&vm, id.as_str(), backends).await;
+        if is_gone && let Some(plugged) = self.plugged.remove(&id) {
+            release(&vm, id.as_str(), plugged.backends).await;
         }
         unplugged
     }
 
     /// The devices that exist, of those that were added. Settles what was doubtful.
-    pub(super) async fn query(&mut self, deadline: Instant) -> PortResult<Vec<DeviceId>> {
+    pub(super) async fn query(&mut self, deadline: Instant) -> PortResult<Vec<PresentDevice>> {
         let Some(vm) = self.running() else {
-            return Ok(self.waiting.iter().map(|device| device.id.clone()).collect());
+            return Ok(self.waiting.iter().map(|device| present(&device.id, device.slot)).collect());
         };
         if vm.process.try_exit().is_some() {
             return Ok(Vec::new());
@@ -166,10 +175,10 @@ impl Keeper {
         // the guest let go after its deadline.
         let (there, gone) = std::mem::take(&mut self.plugged).into_iter().partition(|(id, _)| is_there(id));
         self.plugged = there;
-        for (id, backends) in gone {
-            release(&vm, id.as_str(), backends).await;
+        for (id, plugged) in gone {
+            release(&vm, id.as_str(), plugged.backends).await;
         }
-        Ok(self.plugged.keys().cloned().collect())
+        Ok(self.plugged.iter().map(|(id, plugged)| present(id, plugged.place)).collect())
     }
 
     /// Starts QEMU and plugs the devices that wait. When this fails nothing runs.
@@ -216,6 +225,15 @@ impl Keeper {
             accelerator: vm.executor.name().to_owned(),
         })
     }
+}
+
+/// Where the guest finds a device in that slot.
+fn path_of(place: PciSlot) -> PciPath {
+    PciPath::behind_bridge(FIRST_BRIDGE_SLOT + place.bridge, place.slot)
+}
+
+fn present(id: &DeviceId, place: PciSlot) -> PresentDevice {
+    PresentDevice { id: id.clone(), pci_path: Some(path_of(place)) }
 }
 
 fn not_found(id: &DeviceId) -> PortError {

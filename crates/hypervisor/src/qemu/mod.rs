@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use helper_process::end_process;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::device::PlacedDevice;
-use sandbox_model::{DeviceId, ErrorKind, Instant, PortError, PortResult, SandboxId};
+use sandbox_model::{ErrorKind, Instant, PortError, PortResult, SandboxId};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
@@ -40,8 +40,8 @@ use self::keeper::{Keeper, KeeperHandle};
 use self::qmp::Command;
 use self::vm::Vm;
 use crate::{
-    AddedDevice, Capabilities, Hypervisor, KillVm, RemoveDevice, ResizeMemory, ResizeVcpus, ResizedMemory,
-    ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
+    AddedDevice, AdoptVm, AdoptedVm, Capabilities, Hypervisor, KillVm, PresentDevice, RemoveDevice, ResizeMemory,
+    ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
 };
 
 /// Makes VMs of QEMU. Clones share what was found out about KVM.
@@ -128,7 +128,7 @@ impl Hypervisor for Qemu {
             .await
     }
 
-    async fn query_devices(&self, (): (), deadline: Instant) -> PortResult<Vec<DeviceId>> {
+    async fn query_devices(&self, (): (), deadline: Instant) -> PortResult<Vec<PresentDevice>> {
         self.keeper()
             .run("qom-list", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.query(deadline)))
             .await
@@ -138,6 +138,11 @@ impl Hypervisor for Qemu {
         self.keeper()
             .run("start", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.start(request, deadline)))
             .await
+    }
+
+    async fn adopt_vm(&self, request: AdoptVm, _: Instant) -> PortResult<AdoptedVm> {
+        let cause = "its control channel ended with the process that started it";
+        Err(PortError::new(ErrorKind::Unsupported, "adopt", request.tag, cause))
     }
 
     async fn resume_vm(&self, (): (), deadline: Instant) -> PortResult<()> {

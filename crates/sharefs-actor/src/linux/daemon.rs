@@ -13,7 +13,7 @@ use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 
 use super::on_host;
 use super::tree::{inode, open, refused};
-use crate::host::{Daemon, EndDaemon, StartDaemon, VerifyDaemon};
+use crate::host::{AdoptDaemon, AdoptedDaemon, Daemon, EndDaemon, StartDaemon, VerifyDaemon};
 
 /// How long a daemon may take to end by itself; its guest is gone, so nothing waits to be written.
 const TERM_GRACE: Duration = Duration::from_millis(500);
@@ -137,6 +137,11 @@ async fn listening(helper: &HelperProcess, request: &StartDaemon, deadline: Inst
         inode(&open(&at)?).map_err(refused("fstat", &at))
     });
     Ok(Daemon { process: helper.identity(), socket: socket.await?, handle: Live::new(helper.clone()) })
+}
+
+pub(super) async fn adopt(request: AdoptDaemon, deadline: Instant) -> PortResult<AdoptedDaemon> {
+    let helper = HelperProcess::adopt("virtiofsd", request.process, &request.tag, deadline).await?;
+    Ok(AdoptedDaemon { handle: Live::new(helper) })
 }
 
 /// Both daemons shut themselves in when the VMM has connected, not before: to be asked after that.

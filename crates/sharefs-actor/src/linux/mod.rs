@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use sandbox_model::{Instant, PortError, PortResult, port};
 
 use crate::host::{
-    Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost, Source, StartDaemon,
-    VerifyDaemon,
+    AdoptDaemon, AdoptedDaemon, Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost,
+    Source, StartDaemon, VerifyDaemon,
 };
 
 /// The Linux host: new mount API (Linux 5.12 or later), openat2, virtiofsd. It needs `CAP_SYS_ADMIN` over its
@@ -73,6 +73,10 @@ impl ShareFsHost for LinuxShareFsHost {
     async fn verify_daemon(&self, request: VerifyDaemon, deadline: Instant) -> PortResult<()> {
         let object = PathBuf::from(format!("/proc/{}", request.process.pid));
         on_host("verify virtiofsd", object, deadline, move || daemon::verify(&request)).await
+    }
+
+    async fn adopt_daemon(&self, request: AdoptDaemon, deadline: Instant) -> PortResult<AdoptedDaemon> {
+        daemon::adopt(request, deadline).await
     }
 
     async fn end_daemon(&self, request: EndDaemon, deadline: Instant) -> PortResult<()> {
