@@ -9,7 +9,7 @@ use sandbox_model::lifecycle::ActorName;
 use tokio::sync::{Semaphore, watch};
 
 use crate::shell::{Envelope, Shell};
-use crate::{Death, Domain, Interrupt, Refused, Request, Serve};
+use crate::{Death, Domain, Hops, Interrupt, Refused, Request, Serve};
 
 /// What a message is sent with.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,7 @@ pub struct Address<D: Domain> {
     pub(crate) interrupts: Arc<watch::Sender<u64>>,
     pub(crate) death: watch::Receiver<Option<Death>>,
     pub(crate) snapshot: watch::Receiver<D::Snapshot>,
+    pub(crate) hops: Option<Arc<dyn Hops>>,
 }
 
 impl<D: Domain> Clone for Address<D> {
@@ -41,6 +42,7 @@ impl<D: Domain> Clone for Address<D> {
             interrupts: self.interrupts.clone(),
             death: self.death.clone(),
             snapshot: self.snapshot.clone(),
+            hops: self.hops.clone(),
         }
     }
 }
@@ -76,12 +78,21 @@ impl<D: Domain> Address<D> {
             interrupt: Interrupt { count: self.interrupts.subscribe(), sent_at: *self.interrupts.borrow() },
             _permit: permit,
         };
-        match self.mailbox.send(envelope).await {
+        self.hop().await;
+        let answer = self.mailbox.send(envelope).await;
+        self.hop().await;
+        match answer {
             Ok(answer) => answer,
             Err(_) => Err(match &*self.death.borrow() {
                 Some(death) => Refused::Died { actor: death.actor, reason: death.reason.clone() },
                 None => Refused::Ended { actor: self.actor },
             }),
+        }
+    }
+
+    async fn hop(&self) {
+        if let Some(hops) = &self.hops {
+            tokio::time::sleep(hops.next()).await;
         }
     }
 

@@ -57,7 +57,7 @@ use tokio::sync::watch;
 
 pub use address::{Address, Ask};
 pub use arbiters::{Arbiters, StartError, blocking};
-pub use shell::spawn;
+pub use shell::{spawn, spawn_afar};
 
 /// A future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -221,18 +221,43 @@ pub struct Death {
 }
 
 /// The message that an actor serves now, for those who record what it does.
-#[derive(Debug, Clone, Default)]
-pub struct CurrentCause(Arc<AtomicU64>);
+#[derive(Debug, Clone)]
+pub struct CurrentCause {
+    seq: Arc<AtomicU64>,
+    generation: u32,
+}
+
+impl Default for CurrentCause {
+    fn default() -> Self {
+        Self::of_generation(1)
+    }
+}
 
 impl CurrentCause {
+    /// That of the actor which is the `generation`th of its name, from 1, in its sandbox.
+    pub fn of_generation(generation: u32) -> Self {
+        Self { seq: Arc::default(), generation }
+    }
+
+    /// Which of the actors of that name it is.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// The record of the message being served; 0 when there is none.
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.seq.load(Ordering::Relaxed)
     }
 
     fn set(&self, seq: u64) {
-        self.0.store(seq, Ordering::Relaxed);
+        self.seq.store(seq, Ordering::Relaxed);
     }
+}
+
+/// Delays what is sent to an actor and what it answers, for simulations in virtual time.
+pub trait Hops: fmt::Debug + Send + Sync {
+    /// How long the next message or answer is on its way.
+    fn next(&self) -> Duration;
 }
 
 /// Who an actor is and how it is recorded.

@@ -13,7 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout_at;
 
 use crate::arbiters::abandoned_calls;
-use crate::{Address, Call, Completion, Death, Domain, Identity, Interrupt, Plan, Refused, Request, Serve, panic_text};
+use crate::{
+    Address, Call, Completion, Death, Domain, Hops, Identity, Interrupt, Plan, Refused, Request, Serve, panic_text,
+};
 
 /// A domain with a mailbox.
 pub(crate) struct Shell<D: Domain> {
@@ -49,7 +51,12 @@ impl<D: Domain> Actor for Shell<D> {
 }
 
 /// Gives `domain` a mailbox on this thread, which must run a `LocalSet` (an arbiter does).
-pub fn spawn<D: Domain>(mut domain: D, identity: Identity) -> Address<D> {
+pub fn spawn<D: Domain>(domain: D, identity: Identity) -> Address<D> {
+    spawn_afar(domain, identity, None)
+}
+
+/// As [`spawn`], with an actor to which messages are on their way for as long as `hops` says.
+pub fn spawn_afar<D: Domain>(mut domain: D, identity: Identity, hops: Option<Arc<dyn Hops>>) -> Address<D> {
     let mut first = D::Snapshot::default();
     domain.publish(&mut first);
     let (snapshot, seen) = watch::channel(first);
@@ -64,6 +71,7 @@ pub fn spawn<D: Domain>(mut domain: D, identity: Identity) -> Address<D> {
         interrupts: Arc::new(watch::Sender::new(0)),
         death: noticed,
         snapshot: seen,
+        hops,
     }
 }
 
@@ -180,6 +188,11 @@ impl<D: Domain> Shell<D> {
         let reason = panic_text(payload);
         tracing::error!(sandbox = %self.identity.sandbox, %actor, %reason, "actor died");
         self.death.send_replace(Some(Death { actor, reason: reason.clone() }));
+        let sink = &self.identity.sink;
+        if sink.is_recording() {
+            let cause = Some(self.identity.cause.get()).filter(|seq| *seq != 0);
+            sink.record(Event::Died { place: self.place(sink.next_seq(), cause), reason: reason.clone() });
+        }
         Refused::Died { actor, reason }
     }
 
@@ -196,6 +209,7 @@ impl<D: Domain> Shell<D> {
             cause,
             sandbox: self.identity.sandbox.clone(),
             actor: self.identity.actor,
+            generation: self.identity.cause.generation(),
             at_us: self.identity.sink.now_us(),
         }
     }

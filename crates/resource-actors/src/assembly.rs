@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actor_shell::{Address, Ask, CurrentCause, Domain, Identity, spawn};
+use actor_shell::{Address, Ask, CurrentCause, Domain, Identity, spawn_afar};
 use cgroup_actor::CgroupActor;
 use cgroup_actor::host::CgroupHostProxy;
 use device_actor::DeviceActor;
@@ -15,11 +15,11 @@ use hypervisor::{FIRST_BRIDGE_SLOT, Hypervisor, HypervisorProxy};
 use network_actor::{NetworkActor, NetworkHostProxy};
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{Journal, Ledger};
+use sandbox_model::ledger::{Entry, Journal, Ledger};
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::port::Interceptor;
 use sandbox_model::status::SandboxStatus;
-use sandbox_model::trace::{Event, Place, TraceSink};
+use sandbox_model::trace::{Event, Opening, Place, TraceSink};
 use sandbox_model::{Instant, SandboxId};
 use sharefs_actor::{ShareFsActor, ShareFsHostProxy};
 use tokio::sync::watch;
@@ -30,8 +30,8 @@ use crate::handle::{Dump, SandboxHandle};
 use crate::host::{HostFacts, HostFactsProxy};
 use crate::ledger::SandboxStore;
 use crate::supervisor::{Crew, Facts, Seat, Supervisor, VmExited};
-use crate::system::{Intercept, Ports, Registry, SandboxSpec};
-use crate::trace::Recorder;
+use crate::system::{Delays, Intercept, Ports, Registry, SandboxSpec};
+use crate::trace::{RecordedLedger, Recorder};
 
 /// Messages that may wait for one actor.
 const MAILBOX_BOUND: usize = 64;
@@ -43,16 +43,36 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn SandboxStore>,
     pub(crate) sink: Arc<dyn TraceSink>,
     pub(crate) intercepts: Vec<Intercept>,
+    pub(crate) delays: Option<Delays>,
     pub(crate) rings: bool,
 }
 
 impl Parts {
-    pub(crate) fn record_created(&self, spec: &SandboxSpec, place: Place) {
-        if !self.sink.is_recording() {
-            return;
+    pub(crate) fn record_created(&self, spec: &SandboxSpec) {
+        if self.sink.is_recording() {
+            let place = Place::outside(&*self.sink, &spec.id);
+            let spec = serde_json::json!({ "spec": spec, "state_dir": self.store.state_dir() });
+            self.sink.record(Event::Created { place, spec });
         }
-        let spec = serde_json::json!({ "spec": spec, "state_dir": self.store.state_dir() });
-        self.sink.record(Event::Created { place, spec });
+    }
+
+    /// Records what a replay needs to start from a ledger that was there.
+    pub(crate) fn record_opened(
+        &self,
+        how: Opening,
+        spec: &SandboxSpec,
+        state: LifecycleState,
+        facts: &Facts,
+        ledger: &[Entry],
+    ) {
+        if self.sink.is_recording() {
+            let place = Place::outside(&*self.sink, &spec.id);
+            let state_dir = self.store.state_dir();
+            let spec = serde_json::json!({
+                "spec": spec, "state_dir": state_dir, "state": state, "facts": facts, "ledger": ledger,
+            });
+            self.sink.record(Event::Opened { place, how, spec });
+        }
     }
 
     /// Starts the six actors of a sandbox on this thread.
@@ -81,7 +101,7 @@ impl Parts {
             dir,
             store: self.store.clone(),
             ledger: bare.ledger.clone(),
-            journal: Journal::new(bare.ledger.clone(), ActorName::Supervisor),
+            journal: bare.journal(ActorName::Supervisor, &cause),
             vmm: bare.vmm(ActorName::Supervisor, &cause),
             agent: bare.agent(ActorName::Supervisor, &cause),
             facts: bare.wrap(ActorName::Supervisor, &cause, self.facts.clone(), HostFactsProxy::wrap),
@@ -98,8 +118,8 @@ impl Parts {
             vm_is_watched: Cell::new(false),
         };
         let dump = dump(&crew, seen.clone());
-        let identity = bare.identity(ActorName::Supervisor, cause);
-        let supervisor = spawn(Supervisor::new(crew, state, failure, facts), identity);
+        let supervisor = Supervisor::new(crew, state, failure, facts);
+        let supervisor = bare.spawn(supervisor, ActorName::Supervisor, cause);
         if self.rings {
             tokio::task::spawn_local(ring(supervisor.clone(), vm_exit));
         }
@@ -163,11 +183,15 @@ impl Bare {
                 port = proxy(port, interceptor);
             }
         }
-        if self.parts.sink.is_recording() {
-            let (sandbox, cause, sink) = (self.id.clone(), cause.clone(), self.parts.sink.clone());
-            port = proxy(port, Arc::new(Recorder { sandbox, actor, cause, sink }));
+        match self.recorder(actor, cause) {
+            Some(recorder) => proxy(port, Arc::new(recorder)),
+            None => port,
         }
-        port
+    }
+
+    fn recorder(&self, actor: ActorName, cause: &CurrentCause) -> Option<Recorder> {
+        let (sandbox, cause, sink) = (self.id.clone(), cause.clone(), self.parts.sink.clone());
+        sink.is_recording().then_some(Recorder { sandbox, actor, cause, sink })
     }
 
     fn vmm(&self, actor: ActorName, cause: &CurrentCause) -> Arc<dyn Hypervisor> {
@@ -178,21 +202,26 @@ impl Bare {
         self.wrap(actor, cause, self.agent.clone(), GuestAgentProxy::wrap)
     }
 
-    fn identity(&self, actor: ActorName, cause: CurrentCause) -> Identity {
+    fn spawn<D: Domain>(&self, domain: D, actor: ActorName, cause: CurrentCause) -> Address<D> {
         let (sandbox, sink) = (self.id.clone(), self.parts.sink.clone());
-        Identity { actor, sandbox, bound: MAILBOX_BOUND, sink, cause }
+        let hops = self.parts.delays.as_ref().map(|delays| delays(&self.id, actor));
+        spawn_afar(domain, Identity { actor, sandbox, bound: MAILBOX_BOUND, sink, cause }, hops)
     }
 
-    fn journal(&self, actor: ActorName) -> Journal {
-        Journal::new(self.ledger.clone(), actor)
+    fn journal(&self, actor: ActorName, cause: &CurrentCause) -> Journal {
+        let ledger = self.ledger.clone();
+        match self.recorder(actor, cause) {
+            Some(recorder) => Journal::new(Rc::new(RecordedLedger { ledger, recorder }), actor),
+            None => Journal::new(ledger, actor),
+        }
     }
 
     /// A seat whose actor can be made again.
     fn seat<D: Domain>(&self, actor: ActorName, make: impl Fn(&Self, &CurrentCause) -> D + 'static) -> Seat<D> {
         let bare = self.clone();
-        Seat::new(actor, move || {
-            let cause = CurrentCause::default();
-            spawn(make(&bare, &cause), bare.identity(actor, cause))
+        Seat::new(actor, move |generation| {
+            let cause = CurrentCause::of_generation(generation);
+            bare.spawn(make(&bare, &cause), actor, cause)
         })
     }
 
@@ -201,7 +230,7 @@ impl Bare {
             let host = bare.wrap(ActorName::Device, cause, bare.parts.ports.device.clone(), DeviceHostProxy::wrap);
             let vmm = bare.vmm(ActorName::Device, cause);
             let bridges = bare.config.hypervisor.default_bridges;
-            let journal = bare.journal(ActorName::Device);
+            let journal = bare.journal(ActorName::Device, cause);
             DeviceActor::new(journal, vmm, host, bare.id.clone(), bridges, FIRST_BRIDGE_SLOT)
         })
     }
@@ -209,28 +238,28 @@ impl Bare {
     fn network(&self) -> Seat<NetworkActor> {
         self.seat(ActorName::Network, |bare, cause| {
             let host = bare.wrap(ActorName::Network, cause, bare.parts.ports.network.clone(), NetworkHostProxy::wrap);
-            NetworkActor::new(bare.journal(ActorName::Network), host, bare.id.clone())
+            NetworkActor::new(bare.journal(ActorName::Network, cause), host, bare.id.clone())
         })
     }
 
     fn share(&self) -> Seat<ShareFsActor> {
         self.seat(ActorName::ShareFs, |bare, cause| {
             let host = bare.wrap(ActorName::ShareFs, cause, bare.parts.ports.share.clone(), ShareFsHostProxy::wrap);
-            ShareFsActor::new(bare.journal(ActorName::ShareFs), host, bare.dir.clone(), bare.id.clone())
+            ShareFsActor::new(bare.journal(ActorName::ShareFs, cause), host, bare.dir.clone(), bare.id.clone())
         })
     }
 
     fn cgroup(&self) -> Seat<CgroupActor> {
         self.seat(ActorName::Cgroup, |bare, cause| {
             let host = bare.wrap(ActorName::Cgroup, cause, bare.parts.ports.cgroup.clone(), CgroupHostProxy::wrap);
-            CgroupActor::new(bare.journal(ActorName::Cgroup), host, bare.id.clone())
+            CgroupActor::new(bare.journal(ActorName::Cgroup, cause), host, bare.id.clone())
         })
     }
 
     fn cpu(&self) -> Seat<CpuActor> {
         self.seat(ActorName::Cpu, |bare, cause| {
             let (vmm, agent) = (bare.vmm(ActorName::Cpu, cause), bare.agent(ActorName::Cpu, cause));
-            CpuActor::new(bare.journal(ActorName::Cpu), vmm, agent)
+            CpuActor::new(bare.journal(ActorName::Cpu, cause), vmm, agent)
         })
     }
 }

@@ -8,7 +8,7 @@ use actor_shell::{Address, Ask, Request, Serve};
 use guest_agent::GuestAgent;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::ledger::UndoReport;
-use sandbox_model::lifecycle::{ActorName, LifecycleState};
+use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::network::NetworkRequest;
 use sandbox_model::request::{
     AppliedResources, DevicesRequest, GuestDevices, GuestRootfs, GuestVolumes, LinuxResourcesRequest, ResourceConfig,
@@ -228,13 +228,7 @@ impl SandboxHandle {
             return;
         }
         if self.sink.is_recording() {
-            let place = Place {
-                seq: self.sink.next_seq(),
-                cause: None,
-                sandbox: self.sandbox.clone(),
-                actor: ActorName::Supervisor,
-                at_us: self.sink.now_us(),
-            };
+            let place = Place::outside(&*self.sink, &self.sandbox);
             self.sink.record(Event::Interrupted { place });
         }
         self.supervisor.interrupt();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use actor_shell::{Arbiters, CurrentCause, NoTrace, StartError};
+use actor_shell::{Arbiters, CurrentCause, Hops, NoTrace, StartError};
 use cgroup_actor::host::CgroupHost;
 use device_actor::host::DeviceHost;
 use guest_agent::AgentFactory;
@@ -16,7 +16,7 @@ use sandbox_model::layout::STATE_DIR;
 use sandbox_model::ledger::UndoReport;
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::port::Interceptor;
-use sandbox_model::trace::{Place, TraceSink};
+use sandbox_model::trace::{Opening, TraceSink};
 use sandbox_model::{ErrorKind, PortError, SandboxId};
 use serde::{Deserialize, Serialize};
 use sharefs_actor::ShareFsHost;
@@ -60,6 +60,9 @@ pub struct SandboxSpec {
 /// Gives the interceptor that stands around an actor's port calls, if one shall.
 pub type Intercept = Arc<dyn Fn(&SandboxId, ActorName, &CurrentCause) -> Option<Arc<dyn Interceptor>> + Send + Sync>;
 
+/// Gives the delays of what is sent to an actor and of what it answers.
+pub type Delays = Arc<dyn Fn(&SandboxId, ActorName) -> Arc<dyn Hops> + Send + Sync>;
+
 type Sandboxes = watch::Sender<BTreeMap<SandboxId, SandboxHandle>>;
 
 /// Where a system's sandboxes are looked up. Handles hold it weakly, since it holds them.
@@ -85,6 +88,7 @@ pub struct ResourceSystemBuilder {
     threads: usize,
     sink: Arc<dyn TraceSink>,
     intercepts: Vec<Intercept>,
+    delays: Option<Delays>,
     rings: bool,
 }
 
@@ -137,6 +141,14 @@ impl ResourceSystemBuilder {
         self
     }
 
+    /// Delays every message between actors and every answer (not at all). For simulations in virtual
+    /// time: the order of what happens side by side then follows from the delays.
+    #[must_use]
+    pub fn delays(mut self, delays: Delays) -> Self {
+        self.delays = Some(delays);
+        self
+    }
+
     /// Whether the end of a VM is told to its supervisor. A replay tells it from the trace instead.
     #[must_use]
     pub(crate) fn rings(mut self, rings: bool) -> Self {
@@ -179,6 +191,7 @@ impl ResourceSystemBuilder {
                 store,
                 sink: self.sink,
                 intercepts: self.intercepts,
+                delays: self.delays,
                 rings: self.rings,
             }),
         }
@@ -210,6 +223,7 @@ impl ResourceSystem {
             threads: 1,
             sink: Arc::new(NoTrace),
             intercepts: Vec::new(),
+            delays: None,
             rings: true,
         }
     }
@@ -220,8 +234,7 @@ impl ResourceSystem {
     /// [`SandboxError::Exists`], [`SandboxError::Store`].
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<SandboxHandle, SandboxError> {
         let id = spec.id.clone();
-        let place = self.place(&id);
-        self.parts.record_created(&spec, place);
+        self.parts.record_created(&spec);
         self.start_sandbox(id, move |parts, registry| {
             let ledger = parts.store.create(&spec.id).map_err(|error| match error.kind {
                 ErrorKind::Exists => SandboxError::Exists { sandbox: spec.id.clone() },
@@ -249,7 +262,7 @@ impl ResourceSystem {
             return Err(SandboxError::Store(error));
         }
         let SavedSandbox { sandbox, facts, config, cgroups_path, .. } = saved;
-        self.reopen(SandboxSpec { id: sandbox, config, cgroups_path }, facts).await
+        self.reopen(Opening::Restore, SandboxSpec { id: sandbox, config, cgroups_path }, facts).await
     }
 
     /// What `save` kept of a sandbox.
@@ -275,19 +288,20 @@ impl ResourceSystem {
             None => {
                 self.registry().forget(sandbox);
                 let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
-                self.reopen(spec, Facts::default()).await?
+                self.reopen(Opening::Cleanup, spec, Facts::default()).await?
             }
         };
         handle.cleanup().await
     }
 
-    async fn reopen(&self, spec: SandboxSpec, facts: Facts) -> Result<SandboxHandle, SandboxError> {
+    async fn reopen(&self, how: Opening, spec: SandboxSpec, facts: Facts) -> Result<SandboxHandle, SandboxError> {
         let id = spec.id.clone();
         self.start_sandbox(id, move |parts, registry| {
             let ledger = parts.store.open(&spec.id).map_err(|error| match error.kind {
                 ErrorKind::NotFound => SandboxError::Unknown { sandbox: spec.id.clone() },
                 _ => SandboxError::Store(error),
             })?;
+            parts.record_opened(how, &spec, LifecycleState::Failed, &facts, &ledger.live());
             parts.make(spec, ledger, LifecycleState::Failed, facts, registry)
         })
         .await
@@ -313,17 +327,6 @@ impl ResourceSystem {
 
     fn registry(&self) -> Registry {
         Registry(Arc::downgrade(&self.sandboxes))
-    }
-
-    fn place(&self, sandbox: &SandboxId) -> Place {
-        let sink = &self.parts.sink;
-        Place {
-            seq: sink.next_seq(),
-            cause: None,
-            sandbox: sandbox.clone(),
-            actor: ActorName::Supervisor,
-            at_us: sink.now_us(),
-        }
     }
 
     /// A sandbox of this system.

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::io;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Result of a port call.
 pub type PortResult<T> = Result<T, PortError>;
 
 /// What kind of failure it was, for code that must decide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The object is not there.
@@ -37,7 +38,7 @@ pub enum ErrorKind {
 }
 
 /// What is known of the world after a failed call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Nothing changed.
@@ -49,7 +50,7 @@ pub enum Outcome {
 /// A failed port call: operation, object, cause.
 ///
 /// Reads as `mount --bind /src -> /dst: No such file or directory (os error 2)`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortError {
     /// What was tried, in the words of the field (`TUNSETIFF`, `device_add`, `openat2`).
     pub operation: String,

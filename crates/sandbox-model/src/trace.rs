@@ -2,20 +2,26 @@
 //!
 //! A trace is JSON Lines: a [`Header`], then events in the order of their sequence numbers.
 //! Commands from outside carry no cause; everything else names the record that caused it.
+//!
+//! An actor's behaviour follows from the messages that it took, in their order, from what its ports
+//! answered, and from the numbers that it drew from the ledger. All of these are in the trace, and so
+//! are its outputs: what it asked, what it recorded in the ledger, what it replied.
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::ledger::Record;
 use crate::lifecycle::ActorName;
-use crate::{PortError, SandboxId};
+use crate::{PortError, PortResult, SandboxId};
 
 /// The version of the trace's format.
-pub const TRACE_VERSION: u32 = 1;
+pub const TRACE_VERSION: u32 = 2;
 
 /// The first line of a trace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Header {
     /// [`TRACE_VERSION`].
     pub version: u32,
@@ -23,34 +29,96 @@ pub struct Header {
     pub build: String,
     /// `qemu`, `simulated` or an embedder's own.
     pub vmm: String,
-    /// `real` or `private`.
+    /// `real`, `private` or `simulated`.
     pub host: String,
     /// SHA-256 of the effective configuration.
     pub config_digest: String,
     /// Seed of the simulation, if it was one.
     pub seed: Option<u64>,
+    /// The faults that were injected, as the simulation's plan of them; none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<Value>,
+    /// Which part of the trace this is, from 1: a trace with a limit begins a new file when one is
+    /// full.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub part: u32,
 }
 
 /// Where in time and cause an event stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Place {
     /// Global sequence number, from 1.
     pub seq: u64,
     /// The record that caused this one; `None` for a command from outside.
     pub cause: Option<u64>,
     /// Which sandbox.
+    #[schemars(with = "String")]
     pub sandbox: SandboxId,
     /// Which actor.
     pub actor: ActorName,
+    /// Which of the actors of that name, from 1: one that has died is replaced by the next.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub generation: u32,
     /// Microseconds after the trace began.
     pub at_us: u64,
 }
 
-/// One line of a trace after the header.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+impl Place {
+    /// Of something that was done to a sandbox from outside, now.
+    pub fn outside(sink: &dyn TraceSink, sandbox: &SandboxId) -> Self {
+        let (seq, at_us) = (sink.next_seq(), sink.now_us());
+        Self { seq, cause: None, sandbox: sandbox.clone(), actor: ActorName::Supervisor, generation: 1, at_us }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
+/// How a call through a port ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub enum Ended {
+    /// With a reply.
+    Ok(Value),
+    /// With an error.
+    Err(PortError),
+    /// Its caller dropped it: at a deadline, by an interruption, or because a sibling failed.
+    Dropped,
+    /// It panicked.
+    Panicked,
+}
+
+impl From<PortResult<Value>> for Ended {
+    fn from(result: PortResult<Value>) -> Self {
+        match result {
+            Ok(reply) => Self::Ok(reply),
+            Err(error) => Self::Err(error),
+        }
+    }
+}
+
+/// Why a sandbox was opened from its ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Opening {
+    /// To release what is left of it.
+    Cleanup,
+    /// To be as it was saved, its VM not taken over.
+    Restore,
+    /// To go on, its VM taken over.
+    Adopt,
+}
+
+/// One line of a trace.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The header.
+    /// The first line.
     Header(Header),
     /// A sandbox's actors were started.
     Created {
@@ -58,6 +126,17 @@ pub enum Event {
         #[serde(flatten)]
         place: Place,
         /// What it was created with, and the directory below which it lives.
+        spec: Value,
+    },
+    /// A sandbox's actors were started on the ledger that an earlier process has left.
+    Opened {
+        /// Where and when.
+        #[serde(flatten)]
+        place: Place,
+        /// Why.
+        how: Opening,
+        /// What it was opened with: `spec`, `state_dir`, `state`, `facts`, and the open entries of
+        /// its `ledger`.
         spec: Value,
     },
     /// Somebody interrupted what the supervisor was doing.
@@ -102,22 +181,48 @@ pub enum Event {
         /// The request.
         request: Value,
         /// What came back.
-        result: Result<Value, PortError>,
+        result: Ended,
         /// Microseconds that it took.
         took_us: u64,
+    },
+    /// A record was appended to the sandbox's ledger. An intent's entry number is the only thing that
+    /// an actor draws.
+    Noted {
+        /// Where and when.
+        #[serde(flatten)]
+        place: Place,
+        /// The record.
+        #[schemars(with = "Value")]
+        record: Record,
+    },
+    /// An actor has panicked, and serves nothing any more.
+    Died {
+        /// Where and when; its cause is the message that it served.
+        #[serde(flatten)]
+        place: Place,
+        /// The panic's text.
+        reason: String,
+    },
+    /// Events are missing here: the queue to the trace's writer was full.
+    Lost {
+        /// How many, since the last such line.
+        count: u64,
     },
 }
 
 impl Event {
-    /// Where the event stands; the header stands nowhere.
+    /// Where the event stands; the header and what is lost stand nowhere.
     pub fn place(&self) -> Option<&Place> {
         match self {
-            Self::Header(_) => None,
+            Self::Header(_) | Self::Lost { .. } => None,
             Self::Created { place, .. }
+            | Self::Opened { place, .. }
             | Self::Interrupted { place }
             | Self::Received { place, .. }
             | Self::Replied { place, .. }
-            | Self::Called { place, .. } => Some(place),
+            | Self::Called { place, .. }
+            | Self::Noted { place, .. }
+            | Self::Died { place, .. } => Some(place),
         }
     }
 }

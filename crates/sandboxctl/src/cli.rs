@@ -114,6 +114,9 @@ pub(crate) struct RunArgs {
     /// Record every message and host operation in a file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) trace: Option<PathBuf>,
+    /// Bytes that the trace may take on the disk, as 64M; the oldest part goes first
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = bytes, requires = "trace")]
+    pub(crate) trace_limit: u64,
     /// Progress, output and result as JSON lines on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -158,6 +161,16 @@ pub(crate) enum ConfigCommand {
         #[arg(value_hint = ValueHint::FilePath)]
         file: Option<PathBuf>,
     },
+}
+
+/// `64M`, as most tools read it.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']).map(|digits| (digits, 10)) {
+        Some(kilo) => kilo,
+        None => text.strip_suffix(['m', 'M']).map(|digits| (digits, 20)).unwrap_or((text, 0)),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(1 << unit));
+    bytes.filter(|bytes| *bytes >= 64 << 10).ok_or_else(|| "expected at least 64K bytes, as 64M".to_owned())
 }
 
 fn variable(text: &str) -> Result<String, String> {

@@ -29,13 +29,15 @@ use crate::ledger::SandboxStore;
 pub(crate) struct Seat<D: Domain> {
     name: ActorName,
     address: RefCell<Address<D>>,
-    make: Box<dyn Fn() -> Address<D>>,
+    generation: Cell<u32>,
+    make: Box<dyn Fn(u32) -> Address<D>>,
 }
 
 impl<D: Domain> Seat<D> {
-    pub(crate) fn new(name: ActorName, make: impl Fn() -> Address<D> + 'static) -> Self {
-        let address = RefCell::new(make());
-        Self { name, address, make: Box::new(make) }
+    /// `make` is told which of the actors of that name it makes, from 1.
+    pub(crate) fn new(name: ActorName, make: impl Fn(u32) -> Address<D> + 'static) -> Self {
+        let address = RefCell::new(make(1));
+        Self { name, address, generation: Cell::new(1), make: Box::new(make) }
     }
 
     pub(crate) fn address(&self) -> Address<D> {
@@ -44,7 +46,8 @@ impl<D: Domain> Seat<D> {
 
     /// Puts a new actor, which knows only the ledger, in the place of one that has died.
     pub(crate) fn replace(&self) {
-        *self.address.borrow_mut() = (self.make)();
+        self.generation.set(self.generation.get() + 1);
+        *self.address.borrow_mut() = (self.make)(self.generation.get());
     }
 
     /// Asks for something that can fail, as part of a step.

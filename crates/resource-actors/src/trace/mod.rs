@@ -1,9 +1,12 @@
 //! Recording what happened, and making it happen again.
 
+mod file;
+mod kernel_ids;
 mod recorder;
 mod replay;
 mod sink;
 
-pub(crate) use recorder::Recorder;
+pub use file::{TraceFile, read_trace};
+pub(crate) use recorder::{RecordedLedger, Recorder};
 pub use replay::{Divergence, ReplayError, ReplayReport, replay};
-pub use sink::{ChannelSink, TraceFile, read_trace};
+pub use sink::ChannelSink;

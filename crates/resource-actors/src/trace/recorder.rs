@@ -1,22 +1,43 @@
-//! Records every call of one actor through its ports.
+//! Records every call of one actor through its ports, and every record that it appends to the
+//! ledger.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use actor_shell::CurrentCause;
 use futures::future::BoxFuture;
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::port::{Interceptor, PortCall};
-use sandbox_model::trace::{Event, Place, TraceSink};
+use sandbox_model::trace::{Ended, Event, Place, TraceSink};
 use sandbox_model::{PortResult, SandboxId};
 use serde_json::Value;
 
-/// An interceptor that only watches.
-#[derive(Debug)]
+/// Who is recorded, and where.
+#[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     pub(crate) sandbox: SandboxId,
     pub(crate) actor: ActorName,
     pub(crate) cause: CurrentCause,
     pub(crate) sink: Arc<dyn TraceSink>,
+}
+
+impl Recorder {
+    /// The message that is served now.
+    fn cause(&self) -> Option<u64> {
+        Some(self.cause.get()).filter(|seq| *seq != 0)
+    }
+
+    fn place(&self, cause: Option<u64>) -> Place {
+        Place {
+            seq: self.sink.next_seq(),
+            cause,
+            sandbox: self.sandbox.clone(),
+            actor: self.actor,
+            generation: self.cause.generation(),
+            at_us: self.sink.now_us(),
+        }
+    }
 }
 
 impl Interceptor for Recorder {
@@ -26,26 +47,71 @@ impl Interceptor for Recorder {
         inner: BoxFuture<'a, PortResult<Value>>,
     ) -> BoxFuture<'a, PortResult<Value>> {
         // The message that is served when the call is made, not when it ends.
-        let cause = Some(self.cause.get()).filter(|seq| *seq != 0);
+        let mut open = OpenCall { recorder: self, cause: self.cause(), begun_us: self.sink.now_us(), call: Some(call) };
         Box::pin(async move {
-            let begun_us = self.sink.now_us();
             let result = inner.await;
-            let at_us = self.sink.now_us();
-            self.sink.record(Event::Called {
-                place: Place {
-                    seq: self.sink.next_seq(),
-                    cause,
-                    sandbox: self.sandbox.clone(),
-                    actor: self.actor,
-                    at_us,
-                },
-                port: call.port.to_owned(),
-                method: call.method.to_owned(),
-                request: call.request,
-                result: result.clone(),
-                took_us: at_us.saturating_sub(begun_us),
-            });
+            open.end(result.clone().into());
             result
         })
+    }
+}
+
+/// A call under way. One that is dropped is recorded too: a replay then knows that nothing came back.
+struct OpenCall<'a> {
+    recorder: &'a Recorder,
+    cause: Option<u64>,
+    begun_us: u64,
+    call: Option<PortCall>,
+}
+
+impl OpenCall<'_> {
+    fn end(&mut self, result: Ended) {
+        let Some(PortCall { port, method, request }) = self.call.take() else { return };
+        let place = self.recorder.place(self.cause);
+        let took_us = place.at_us.saturating_sub(self.begun_us);
+        let (port, method) = (port.to_owned(), method.to_owned());
+        self.recorder.sink.record(Event::Called { place, port, method, request, result, took_us });
+    }
+}
+
+impl Drop for OpenCall<'_> {
+    fn drop(&mut self) {
+        self.end(if std::thread::panicking() { Ended::Panicked } else { Ended::Dropped });
+    }
+}
+
+/// A ledger whose records are events of the trace.
+#[derive(Debug)]
+pub(crate) struct RecordedLedger {
+    pub(crate) ledger: Rc<dyn Ledger>,
+    pub(crate) recorder: Recorder,
+}
+
+impl RecordedLedger {
+    fn noted(&self, record: Record) {
+        let place = self.recorder.place(self.recorder.cause());
+        self.recorder.sink.record(Event::Noted { place, record });
+    }
+}
+
+impl Ledger for RecordedLedger {
+    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
+        let entry = self.ledger.intend(actor, scope.clone(), object.clone())?;
+        self.noted(Record::Intent { entry, actor, scope, object });
+        Ok(entry)
+    }
+
+    fn append(&self, record: Record) -> PortResult<()> {
+        self.ledger.append(record.clone())?;
+        self.noted(record);
+        Ok(())
+    }
+
+    fn live(&self) -> Vec<Entry> {
+        self.ledger.live()
+    }
+
+    fn entry(&self, id: EntryId) -> Option<Entry> {
+        self.ledger.entry(id)
     }
 }

@@ -21,7 +21,7 @@ use hypervisor::{Hypervisor, VmmFactory};
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::port::{Absent, Interceptor, PortCall};
-use sandbox_model::trace::Event;
+use sandbox_model::trace::{Ended, Event};
 use sandbox_model::{Instant, PortError, PortResult, SandboxId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -200,7 +200,8 @@ impl Replay {
             match event {
                 Event::Called { place, port, method, request, result, .. } => {
                     let (port, method) = (port.clone(), method.clone());
-                    let (request, result) = (comparable(request), result.clone());
+                    let Some(result) = answered(result) else { continue };
+                    let request = comparable(request);
                     let recorded = Recorded { seq: place.seq, port, method, request, result };
                     answers.entry((place.sandbox.clone(), place.actor)).or_default().calls.push_back(recorded);
                 }
@@ -208,7 +209,7 @@ impl Replay {
                     let key = (place.sandbox.clone(), place.actor);
                     replies.entry(key).or_default().push_back((place.seq, message.clone(), reply.clone()));
                 }
-                Event::Header(_) | Event::Created { .. } | Event::Interrupted { .. } | Event::Received { .. } => {}
+                _ => {}
             }
         }
         let report = ReplayReport {
@@ -341,6 +342,14 @@ impl Replay {
             replayed: reply.clone(),
             unknown_calls,
         });
+    }
+}
+
+fn answered(result: &Ended) -> Option<PortResult<Value>> {
+    match result {
+        Ended::Ok(reply) => Some(Ok(reply.clone())),
+        Ended::Err(error) => Some(Err(error.clone())),
+        Ended::Dropped | Ended::Panicked => None,
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) fn start(global: &Global, args: &RunArgs, job: &Job) -> Result<u8, Fa
     let runtime = crate::commands::runtime()?;
     let trace = args.trace.as_ref().map(|path| {
         let what = format!("cannot record {}", path.display());
-        TraceFile::create(path, header(args, job))
+        TraceFile::bounded(path, header(args, job), args.trace_limit)
             .map_err(|error| Failure::early(Code::TRACE_READ, what, error, "--trace FILE"))
     });
     let trace = trace.transpose()?;
@@ -83,6 +83,8 @@ fn header(args: &RunArgs, job: &Job) -> Header {
         host: job.mode.host.to_string(),
         config_digest: digest(&job.config),
         seed: (job.mode.vmm == VmmMode::Simulated).then_some(args.seed),
+        faults: None,
+        part: 1,
     }
 }
 
