@@ -1,4 +1,6 @@
 //! Shared helpers of the tests that span crates.
 
+pub mod faults;
+pub mod lifecycles;
 pub mod real;
 pub mod simulated;

@@ -50,7 +50,7 @@ impl Interceptor for Strike {
     fn around<'a>(
         &'a self,
         call: PortCall,
-        inner: BoxFuture<'a, PortResult<Value>>,
+        inner: BoxFuture<'static, PortResult<Value>>,
     ) -> BoxFuture<'a, PortResult<Value>> {
         let number = {
             let mut calls = self.calls.lock().unwrap();

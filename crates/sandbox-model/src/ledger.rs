@@ -325,12 +325,14 @@ impl Journal {
         let entry = self.ledger.intend(self.actor, scope, object)?;
         match effect(entry).await {
             Ok((made, identity)) => {
-                self.ledger.append(Record::Done { entry, identity })?;
+                // It is there, whatever became of the record.
+                self.ledger.append(Record::Done { entry, identity }).map_err(PortError::doubtful)?;
                 Ok((entry, made))
             }
             Err(error) => {
                 if error.outcome == crate::Outcome::NotDone {
-                    self.ledger.append(Record::Refused { entry })?;
+                    // Unwritten, it costs a later process a look; the effect's error says more.
+                    let _ = self.ledger.append(Record::Refused { entry });
                 }
                 Err(error)
             }
@@ -350,6 +352,9 @@ impl Journal {
     /// Undoes one entry: intent, `effect`, outcome. An object that is already gone counts as undone,
     /// and an entry that is closed already (the last hold on it took it along) is left alone.
     ///
+    /// It goes on when a record cannot be written: a full disk must not keep a clean-up from ending,
+    /// and a later process that misses a record only looks at an object that is gone.
+    ///
     /// # Errors
     /// The effect's own error; the entry stays in the ledger for the next clean-up.
     pub async fn unmake<F>(&self, entry: &Entry, effect: F) -> Result<Undone, PortError>
@@ -359,7 +364,7 @@ impl Journal {
         if self.ledger.entry(entry.id).is_none() {
             return Ok(Undone::AlreadyGone);
         }
-        self.ledger.append(Record::UndoIntent { entry: entry.id })?;
+        let _ = self.ledger.append(Record::UndoIntent { entry: entry.id });
         let (undone, record) = match effect.await {
             Ok(()) => (Ok(Undone::Undone), Record::Undone { entry: entry.id }),
             Err(error) if error.is_absent() => (Ok(Undone::AlreadyGone), Record::Undone { entry: entry.id }),
@@ -368,7 +373,7 @@ impl Journal {
                 (Err(error), record)
             }
         };
-        self.ledger.append(record)?;
+        let _ = self.ledger.append(record);
         undone
     }
 }

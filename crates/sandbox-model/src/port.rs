@@ -26,17 +26,20 @@ pub struct PortCall {
     pub method: &'static str,
     /// The request.
     pub request: Value,
+    /// When it must be answered. Not part of a record: it follows from the step's.
+    pub deadline: crate::Instant,
 }
 
 /// Stands around the calls of one actor through one port.
 pub trait Interceptor: fmt::Debug + Send + Sync {
     /// Answers `call`, by driving `inner` or without it.
     ///
-    /// `inner` does nothing until it is polled: an interceptor that answers from a trace drops it.
+    /// `inner` does nothing until it is polled: an interceptor that answers from a trace drops it. It
+    /// stands on its own, so that one may let it happen after the caller has given up.
     fn around<'a>(
         &'a self,
         call: PortCall,
-        inner: BoxFuture<'a, PortResult<Value>>,
+        inner: BoxFuture<'static, PortResult<Value>>,
     ) -> BoxFuture<'a, PortResult<Value>>;
 }
 
@@ -129,6 +132,11 @@ macro_rules! port {
         }
 
         impl $proxy {
+            /// The port's name in calls and records.
+            pub const PORT: &'static str = $label;
+            /// The names of its methods, in the order of their declaration.
+            pub const METHODS: &'static [&'static str] = &[$(stringify!($method)),*];
+
             /// Puts `interceptor` around `inner`.
             pub fn wrap(
                 inner: ::std::sync::Arc<dyn $name>,
@@ -147,6 +155,7 @@ macro_rules! port {
                         port: $label,
                         method,
                         request: $crate::port::to_value($label, method, &request)?,
+                        deadline,
                     };
                     // The live reply keeps its handles; what the interceptor returns decides
                     // whether it or the recorded one is used.

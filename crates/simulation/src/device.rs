@@ -22,7 +22,8 @@ const DEVICE: u64 = 1;
 
 /// Disks exist wherever they are asked for; daemons, sockets and bindings are objects of the world.
 ///
-/// IOMMU group N holds one network function, `0000:NN:00.0` with N in hexadecimal.
+/// IOMMU group N holds one network function, `0000:NN:00.0` with N in hexadecimal; from group 0x80 on
+/// it holds `0000:NN:00.1` too.
 #[derive(Debug, Clone)]
 pub struct SimulatedDeviceHost {
     world: Arc<World>,
@@ -52,8 +53,17 @@ pub(crate) fn number_of(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn function_of(group: u32) -> String {
-    format!("0000:{group:02x}:00.0")
+/// The daemon's name in the world.
+fn daemon(tag: &str) -> String {
+    format!("vsock {tag}")
+}
+
+/// Groups from this one on hold two functions.
+const FIRST_PAIR: u32 = 0x80;
+
+fn functions_of(group: u32) -> impl Iterator<Item = String> {
+    let count = if group < FIRST_PAIR { 1 } else { 2 };
+    (0..count).map(move |function| format!("0000:{group:02x}:00.{function}"))
 }
 
 fn group_of(bdf: &str) -> Option<u32> {
@@ -81,7 +91,7 @@ impl DeviceHost for SimulatedDeviceHost {
     }
 
     async fn start_vsock_daemon(&self, request: StartVsockDaemon, _: Instant) -> PortResult<StartedDaemon> {
-        let start_ticks = self.world.make("exec", PROCESS, request.tag)?;
+        let start_ticks = self.world.make("exec", PROCESS, daemon(&request.tag))?;
         let pid = i32::try_from(start_ticks).unwrap_or(i32::MAX);
         Ok(StartedDaemon { process: ProcessIdentity { pid, start_ticks }, handle: Live::absent() })
     }
@@ -91,20 +101,21 @@ impl DeviceHost for SimulatedDeviceHost {
     }
 
     async fn adopt_daemon(&self, request: AdoptDaemon, _: Instant) -> PortResult<StartedDaemon> {
-        if self.world.identity(PROCESS, &request.tag) == Some(request.process.start_ticks) {
+        if self.world.identity(PROCESS, &daemon(&request.tag)) == Some(request.process.start_ticks) {
             return Ok(StartedDaemon { process: request.process, handle: Live::absent() });
         }
         Err(PortError::new(ErrorKind::NotFound, "take hold of", request.tag, "simulated: no such process"))
     }
 
     async fn end_daemon(&self, request: EndDaemon, _: Instant) -> PortResult<()> {
-        let found = self.world.identity(PROCESS, &request.tag);
+        let name = daemon(&request.tag);
+        let found = self.world.identity(PROCESS, &name);
         match request.process {
             Some(process) if found != Some(process.start_ticks) => {
                 let cause = "simulated: no such process";
                 Err(PortError::new(ErrorKind::NotFound, "end process", request.tag, cause))
             }
-            _ => self.world.remove("end process", PROCESS, &request.tag),
+            _ => self.world.remove("end process", PROCESS, &name),
         }
     }
 
@@ -130,11 +141,12 @@ impl DeviceHost for SimulatedDeviceHost {
             let cause = "simulated: no such function";
             return Err(PortError::new(ErrorKind::NotFound, "read IOMMU group", format!("{request:?}"), cause));
         };
-        let bdf = function_of(group);
-        let is_bound = self.world.identity(VFIO, &bdf).is_some();
-        let driver = if is_bound { "vfio-pci" } else { "simulated-nic" };
-        let function = PciFunction { bdf, class: 0x0200, driver: Some(driver.into()) };
-        Ok(VfioGroup { group, functions: vec![function] })
+        let function = |bdf: String| {
+            let is_bound = self.world.identity(VFIO, &bdf).is_some();
+            let driver = if is_bound { "vfio-pci" } else { "simulated-nic" };
+            PciFunction { bdf, class: 0x0200, driver: Some(driver.into()) }
+        };
+        Ok(VfioGroup { group, functions: functions_of(group).map(function).collect() })
     }
 
     async fn bind_vfio(&self, request: BindVfio, _: Instant) -> PortResult<()> {

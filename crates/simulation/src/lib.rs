@@ -4,21 +4,25 @@
 mod agent;
 mod cgroup;
 mod device;
-mod fault;
+pub mod fault;
+mod host;
 mod ledger;
 mod network;
 mod ports;
 mod share;
+mod store;
 mod vmm;
 mod world;
 
 pub use agent::{SimulatedAgent, SimulatedAgentFactory};
 pub use cgroup::SimulatedCgroupHost;
 pub use device::SimulatedDeviceHost;
-pub use fault::{Fault, Faults};
+pub use fault::{Fault, Faults, Injector};
+pub use host::{SimulatedHost, pod_view};
 pub use ledger::MemoryLedger;
 pub use network::SimulatedNetwork;
 pub use ports::{SimulatedFacts, simulated_ports};
 pub use share::{RealMountsSimulatedDaemon, SimulatedShareFs};
+pub use store::{Kept, SimulatedStore};
 pub use vmm::{SimulatedVmm, SimulatedVmmFactory};
 pub use world::World;

@@ -290,6 +290,15 @@ impl SimulatedVmmFactory {
         Self { world, made: Arc::default() }
     }
 
+    /// Ends the VMs of `sandbox` as a fault does, whoever holds a client of them.
+    pub fn crash(&self, sandbox: &SandboxId) {
+        let exit = VmExit { code: None, signal: Some(9), last_words: "simulated crash".into() };
+        let undertaker = SimulatedVmm::new(self.world.clone(), sandbox.clone());
+        for machine in self.world.machines_of(sandbox) {
+            undertaker.end(&machine, exit.clone());
+        }
+    }
+
     /// The VM that was last made for `sandbox`, to let it crash.
     pub fn vm(&self, sandbox: &SandboxId) -> Option<Arc<SimulatedVmm>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).get(sandbox)?.upgrade()

@@ -23,6 +23,7 @@ struct State {
     machines: BTreeMap<String, Arc<Machine>>,
     /// What runs in them.
     guests: BTreeMap<SandboxId, Arc<Mutex<Guest>>>,
+    revision: u64,
 }
 
 impl World {
@@ -49,6 +50,7 @@ impl World {
         state.next_identity += 1;
         let identity = state.next_identity;
         state.objects.insert((kind, name), identity);
+        state.revision += 1;
         Ok(identity)
     }
 
@@ -57,8 +59,12 @@ impl World {
     /// # Errors
     /// `NotFound`.
     pub fn remove(&self, operation: &str, kind: &'static str, name: &str) -> PortResult<()> {
-        match self.state().objects.remove(&(kind, name.to_owned())) {
-            Some(_) => Ok(()),
+        let mut state = self.state();
+        match state.objects.remove(&(kind, name.to_owned())) {
+            Some(_) => {
+                state.revision += 1;
+                Ok(())
+            }
             None => Err(PortError::new(ErrorKind::NotFound, operation, name, "simulated: not there")),
         }
     }
@@ -70,7 +76,19 @@ impl World {
 
     /// Takes away all objects of `kind` whose name passes `test`, as a process's end does.
     pub fn remove_where(&self, kind: &'static str, test: impl Fn(&str) -> bool) {
-        self.state().objects.retain(|(k, name), _| *k != kind || !test(name));
+        let mut state = self.state();
+        state.objects.retain(|(k, name), _| *k != kind || !test(name));
+        state.revision += 1;
+    }
+
+    /// Counts the changes.
+    pub fn revision(&self) -> u64 {
+        self.state().revision
+    }
+
+    /// All objects with their identities, in order.
+    pub fn objects(&self) -> BTreeMap<(&'static str, String), u64> {
+        self.state().objects.clone()
     }
 
     /// All objects, as `kind name`, in order.
@@ -84,6 +102,12 @@ impl World {
 
     pub(crate) fn machine(&self, tag: &str) -> Option<Arc<Machine>> {
         self.state().machines.get(tag).cloned()
+    }
+
+    pub(crate) fn machines_of(&self, sandbox: &SandboxId) -> Vec<Arc<Machine>> {
+        let prefix = format!("{sandbox}/");
+        let of = |(tag, machine): (&String, &Arc<Machine>)| tag.starts_with(&prefix).then(|| machine.clone());
+        self.state().machines.iter().filter_map(of).collect()
     }
 
     /// The guest of `sandbox`, which boots when somebody first asks for it.

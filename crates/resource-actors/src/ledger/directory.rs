@@ -4,7 +4,6 @@
 //! lines and at most one cut one. The directory lies on tmpfs, so the system calls here take
 //! microseconds and are made on the actors' own thread.
 
-use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -12,57 +11,35 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{
-    Entry, EntryId, HostObject, LEDGER_VERSION, Ledger, Record, Scope, UndoItem, UndoReport, Undone,
-};
-use sandbox_model::lifecycle::ActorName;
+use sandbox_model::ledger::{LEDGER_VERSION, Ledger, Record, UndoItem, UndoReport, Undone};
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 
-use super::{DIRECTORY_ENTRY, LedgerTable, SandboxStore, read};
+use super::{DIRECTORY_ENTRY, LedgerTable, LineLedger, Lines, SandboxStore, read};
 
 /// The largest ledger that is read: a sandbox has hundreds of objects, not millions.
 const LEDGER_BYTES_MAX: u64 = 64 << 20;
 
+/// The ledger's file.
 #[derive(Debug)]
-struct FileLedger {
-    file: RefCell<File>,
+struct LedgerFile {
+    file: File,
     path: PathBuf,
-    table: RefCell<LedgerTable>,
+    /// Bytes of whole lines in it.
+    whole: u64,
 }
 
-impl FileLedger {
-    fn write(&self, record: &Record) -> PortResult<()> {
-        let mut line = serde_json::to_vec(record).map_err(|error| {
-            PortError::new(ErrorKind::Invalid, "record", self.path.display().to_string(), error.to_string())
-        })?;
-        line.push(b'\n');
-        let written = self.file.borrow_mut().write_all(&line);
-        written.map_err(|error| PortError::os("write", self.path.display().to_string(), error))
-    }
-}
-
-impl Ledger for FileLedger {
-    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
-        let entry = self.table.borrow().next_id();
-        self.append(Record::Intent { entry, actor, scope, object })?;
-        Ok(entry)
-    }
-
-    fn append(&self, record: Record) -> PortResult<()> {
-        let mut next = self.table.borrow_mut();
-        // Judged before it is written: the file must never hold what a reader would refuse.
-        next.apply(&record).map_err(|violation| {
-            PortError::new(ErrorKind::Invalid, "record", self.path.display().to_string(), violation.to_string())
-        })?;
-        self.write(&record)
-    }
-
-    fn live(&self) -> Vec<Entry> {
-        self.table.borrow().entries().cloned().collect()
-    }
-
-    fn entry(&self, id: EntryId) -> Option<Entry> {
-        self.table.borrow().entry(id).cloned()
+impl Lines for LedgerFile {
+    fn append(&mut self, line: &[u8]) -> PortResult<()> {
+        if let Err(error) = self.file.write_all(line) {
+            // A full tmpfs takes a part of a line: it must not become the beginning of the next one.
+            let cut = self.file.set_len(self.whole);
+            let cut = cut.map_or_else(|error| format!("; its torn line stays: {error}"), |()| String::new());
+            let mut refused = PortError::os("write", self.path.display().to_string(), error);
+            refused.cause.push_str(&cut);
+            return Err(refused);
+        }
+        self.whole += line.len() as u64;
+        Ok(())
     }
 }
 
@@ -120,7 +97,7 @@ impl SandboxStore for DirectoryStore {
             let path = dir.ledger();
             let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
             let file = file.map_err(|error| PortError::os("open", path.display().to_string(), error))?;
-            let ledger = FileLedger { file: RefCell::new(file), path, table: RefCell::default() };
+            let ledger = LineLedger::new(LedgerFile { file, path, whole: 0 }, LedgerTable::default());
             let boot = boot_id()?;
             ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot })?;
             Ok(Rc::new(ledger) as Rc<dyn Ledger>)
@@ -146,14 +123,13 @@ impl SandboxStore for DirectoryStore {
         let (table, same_boot) = read(&text, sandbox, &boot_id()?).map_err(|(line, violation)| {
             PortError::new(ErrorKind::Invalid, "read", format!("{shown} line {line}"), violation.to_string())
         })?;
-        if !text.is_empty() && !text.ends_with('\n') {
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        if whole < text.len() {
             // The cut line must not become the beginning of the next record.
-            let whole = text.rfind('\n').map_or(0, |end| end + 1);
-            let cut = file.set_len(u64::try_from(whole).unwrap_or(0));
-            cut.map_err(|error| PortError::os("truncate", &shown, error))?;
+            file.set_len(whole as u64).map_err(|error| PortError::os("truncate", &shown, error))?;
         }
         let table = if same_boot { table } else { LedgerTable::default() };
-        Ok(Rc::new(FileLedger { file: RefCell::new(file), path, table: RefCell::new(table) }))
+        Ok(Rc::new(LineLedger::new(LedgerFile { file, path, whole: whole as u64 }, table)))
     }
 
     fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
@@ -263,7 +239,8 @@ fn boot_id() -> PortResult<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandbox_model::ledger::Identity;
+    use sandbox_model::ledger::{HostObject, Identity, Scope};
+    use sandbox_model::lifecycle::ActorName;
 
     fn process() -> HostObject {
         HostObject::Process { program: "x".into() }

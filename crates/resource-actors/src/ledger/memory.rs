@@ -1,43 +1,24 @@
 //! Ledgers in memory: for simulation and replay, where nothing real is made.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoItem, UndoReport, Undone};
-use sandbox_model::lifecycle::ActorName;
+use sandbox_model::ledger::{Ledger, UndoItem, UndoReport, Undone};
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 use tokio::sync::watch;
 
-use super::{DIRECTORY_ENTRY, LedgerTable, SandboxStore};
+use super::{DIRECTORY_ENTRY, LedgerTable, LineLedger, Lines, SandboxStore};
 
-/// A ledger of which nothing outlives the process.
-#[derive(Debug, Default)]
-pub struct MemoryLedger {
-    table: RefCell<LedgerTable>,
-}
+/// Keeps no lines: nothing outlives the process.
+#[derive(Debug, Clone, Copy, Default)]
+struct NoLines;
 
-impl Ledger for MemoryLedger {
-    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
-        let entry = self.table.borrow().next_id();
-        self.append(Record::Intent { entry, actor, scope, object })?;
-        Ok(entry)
-    }
-
-    fn append(&self, record: Record) -> PortResult<()> {
-        let applied = self.table.borrow_mut().apply(&record);
-        applied.map_err(|violation| PortError::new(ErrorKind::Invalid, "record", "ledger", violation.to_string()))
-    }
-
-    fn live(&self) -> Vec<Entry> {
-        self.table.borrow().entries().cloned().collect()
-    }
-
-    fn entry(&self, id: EntryId) -> Option<Entry> {
-        self.table.borrow().entry(id).cloned()
+impl Lines for NoLines {
+    fn append(&mut self, _: &[u8]) -> PortResult<()> {
+        Ok(())
     }
 }
 
@@ -67,7 +48,7 @@ impl SandboxStore for MemoryStore {
             saved.entry(sandbox.clone()).or_default();
         });
         if is_new {
-            Ok(Rc::new(MemoryLedger::default()))
+            Ok(Rc::new(LineLedger::new(NoLines, LedgerTable::default())))
         } else {
             Err(PortError::new(ErrorKind::Exists, "create", sandbox.as_str(), "the sandbox exists"))
         }

@@ -1,6 +1,7 @@
 //! Where ledgers are kept: a directory of each sandbox's own, or memory.
 
 mod directory;
+mod lines;
 mod memory;
 mod table;
 
@@ -12,7 +13,8 @@ use sandbox_model::ledger::{EntryId, Ledger, UndoReport};
 use sandbox_model::{PortResult, SandboxId};
 
 pub use directory::DirectoryStore;
-pub use memory::{MemoryLedger, MemoryStore};
+pub use lines::{LineLedger, Lines};
+pub use memory::MemoryStore;
 pub use table::{LedgerTable, Violation, read};
 
 /// The entry number by which reports name the sandbox's own directory, which holds the ledger and so

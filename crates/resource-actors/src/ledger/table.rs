@@ -46,28 +46,45 @@ impl LedgerTable {
     /// # Errors
     /// [`Violation`]; the table is as before.
     pub fn apply(&mut self, record: &Record) -> Result<(), Violation> {
+        self.check(record)?;
+        self.take(record.clone());
+        Ok(())
+    }
+
+    /// Whether a record follows from those before it.
+    pub(super) fn check(&self, record: &Record) -> Result<(), Violation> {
         match record {
-            Record::Header { .. } => return Err(Violation::Header),
-            Record::Intent { entry, actor, scope, object } => {
-                if entry.0 <= self.last {
-                    return Err(Violation::Reused(*entry));
-                }
-                self.last = entry.0;
-                let (scope, object) = (scope.clone(), object.clone());
-                self.open.insert(*entry, Entry { id: *entry, actor: *actor, scope, object, identity: None });
+            Record::Header { .. } => Err(Violation::Header),
+            Record::Intent { entry, .. } if entry.0 <= self.last => Err(Violation::Reused(*entry)),
+            Record::Intent { .. } => Ok(()),
+            Record::Done { entry, .. } => {
+                let open = self.open.get(entry).filter(|open| open.identity.is_none());
+                open.map(|_| ()).ok_or(Violation::NotOpen(*entry))
+            }
+            Record::Refused { entry }
+            | Record::Undone { entry }
+            | Record::UndoIntent { entry }
+            | Record::UndoFailed { entry, .. } => self.open.get(entry).map(|_| ()).ok_or(Violation::NotOpen(*entry)),
+        }
+    }
+
+    /// Takes a record that has been checked.
+    pub(super) fn take(&mut self, record: Record) {
+        match record {
+            Record::Intent { entry: id, actor, scope, object } => {
+                self.last = id.0;
+                self.open.insert(id, Entry { id, actor, scope, object, identity: None });
             }
             Record::Done { entry, identity } => {
-                let open = self.open.get_mut(entry).filter(|open| open.identity.is_none());
-                open.ok_or(Violation::NotOpen(*entry))?.identity = Some(identity.clone());
+                if let Some(open) = self.open.get_mut(&entry) {
+                    open.identity = Some(identity);
+                }
             }
             Record::Refused { entry } | Record::Undone { entry } => {
-                self.open.remove(entry).ok_or(Violation::NotOpen(*entry))?;
+                self.open.remove(&entry);
             }
-            Record::UndoIntent { entry } | Record::UndoFailed { entry, .. } => {
-                self.open.get(entry).ok_or(Violation::NotOpen(*entry))?;
-            }
+            Record::Header { .. } | Record::UndoIntent { .. } | Record::UndoFailed { .. } => {}
         }
-        Ok(())
     }
 
     /// The open entries, oldest first.

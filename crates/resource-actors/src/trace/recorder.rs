@@ -44,7 +44,7 @@ impl Interceptor for Recorder {
     fn around<'a>(
         &'a self,
         call: PortCall,
-        inner: BoxFuture<'a, PortResult<Value>>,
+        inner: BoxFuture<'static, PortResult<Value>>,
     ) -> BoxFuture<'a, PortResult<Value>> {
         // The message that is served when the call is made, not when it ends.
         let mut open = OpenCall { recorder: self, cause: self.cause(), begun_us: self.sink.now_us(), call: Some(call) };
@@ -66,7 +66,7 @@ struct OpenCall<'a> {
 
 impl OpenCall<'_> {
     fn end(&mut self, result: Ended) {
-        let Some(PortCall { port, method, request }) = self.call.take() else { return };
+        let Some(PortCall { port, method, request, .. }) = self.call.take() else { return };
         let place = self.recorder.place(self.cause);
         let took_us = place.at_us.saturating_sub(self.begun_us);
         let (port, method) = (port.to_owned(), method.to_owned());

@@ -165,7 +165,11 @@ struct FromTrace {
 }
 
 impl Interceptor for FromTrace {
-    fn around<'a>(&'a self, call: PortCall, _: BoxFuture<'a, PortResult<Value>>) -> BoxFuture<'a, PortResult<Value>> {
+    fn around<'a>(
+        &'a self,
+        call: PortCall,
+        _: BoxFuture<'static, PortResult<Value>>,
+    ) -> BoxFuture<'a, PortResult<Value>> {
         Box::pin(async move {
             let (answer, answered) = oneshot::channel();
             let asked = self.ask.send(Question { key: self.key.clone(), call, answer });

@@ -54,7 +54,7 @@ impl Interceptor for Faults {
     fn around<'a>(
         &'a self,
         call: PortCall,
-        inner: BoxFuture<'a, PortResult<Value>>,
+        inner: BoxFuture<'static, PortResult<Value>>,
     ) -> BoxFuture<'a, PortResult<Value>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call.method.to_owned());
         let fault = self.next(call.method);

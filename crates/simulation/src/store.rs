@@ -1,0 +1,226 @@
+//! A store that outlives our process: ledgers as text, as they would be on disk.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use resource_actors::ledger::{LedgerTable, LineLedger, Lines, SandboxStore, read};
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{EntryId, LEDGER_VERSION, Ledger, Record, UndoItem, UndoReport, Undone};
+use sandbox_model::lifecycle::ActorName;
+use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
+
+use crate::Injector;
+use crate::fault::Word;
+
+/// The simulated kernel has booted once.
+const BOOT: &str = "simulated";
+/// The entry number by which reports name the sandbox's own directory.
+const DIRECTORY_ENTRY: EntryId = EntryId(0);
+
+/// Keeps sandboxes in memory, in the form in which they would be on disk. Cheap to clone; a process
+/// that dies leaves it to the next.
+#[derive(Debug, Clone)]
+pub struct SimulatedStore {
+    state_dir: PathBuf,
+    disk: Arc<Mutex<Disk>>,
+    faults: Arc<Injector>,
+}
+
+type Disk = BTreeMap<SandboxId, OnDisk>;
+
+#[derive(Debug, Default)]
+struct OnDisk {
+    kept: Kept,
+    /// What the whole lines add up to, kept up to date for whoever watches.
+    table: LedgerTable,
+    revision: u64,
+}
+
+/// What there is of one sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The ledger's file.
+    pub ledger: String,
+    /// What `save` wrote.
+    pub saved: Option<Vec<u8>>,
+}
+
+impl SimulatedStore {
+    /// An empty store whose sandboxes believe to live below `state_dir`.
+    pub fn new(state_dir: impl Into<PathBuf>, faults: Arc<Injector>) -> Self {
+        Self { state_dir: state_dir.into(), disk: Arc::default(), faults }
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is of a sandbox.
+    pub fn kept(&self, sandbox: &SandboxId) -> Option<Kept> {
+        self.disk().get(sandbox).map(|on_disk| on_disk.kept.clone())
+    }
+
+    /// Puts something in the place of what there is: what a crash at another moment would have left.
+    ///
+    /// # Errors
+    /// A line of the ledger is damaged.
+    pub fn put(&self, sandbox: &SandboxId, kept: Kept) -> PortResult<()> {
+        let table = parse(&kept.ledger, sandbox)?;
+        self.disk().insert(sandbox.clone(), OnDisk { kept, table, revision: 0 });
+        Ok(())
+    }
+
+    /// Shows what the ledger of a sandbox adds up to, and how often it has changed.
+    pub fn with_table<R>(&self, sandbox: &SandboxId, look: impl FnOnce(Option<(&LedgerTable, u64)>) -> R) -> R {
+        look(self.disk().get(sandbox).map(|on_disk| (&on_disk.table, on_disk.revision)))
+    }
+
+    fn word(&self, sandbox: &SandboxId, method: &str) -> (PortResult<()>, PortResult<()>) {
+        match self.faults.word(sandbox, ActorName::Supervisor, "store", method) {
+            Word::Whole => (Ok(()), Ok(())),
+            Word::Refused(error) => (Err(error), Ok(())),
+            Word::Torn | Word::Last => (Ok(()), Err(PortError::new(ErrorKind::PeerGone, method, "store", "we died"))),
+        }
+    }
+
+    fn ledger(&self, sandbox: &SandboxId, table: LedgerTable) -> Rc<dyn Ledger> {
+        let owners = table.entries().map(|entry| (entry.id, entry.actor)).collect();
+        Rc::new(LineLedger::new(SimulatedFile { store: self.clone(), sandbox: sandbox.clone(), owners }, table))
+    }
+}
+
+fn parse(text: &str, sandbox: &SandboxId) -> PortResult<LedgerTable> {
+    let read = read(text, sandbox, BOOT).map_err(|(line, violation)| {
+        PortError::new(ErrorKind::Invalid, "read", format!("ledger line {line}"), violation.to_string())
+    });
+    read.map(|(table, _)| table)
+}
+
+impl SandboxStore for SimulatedStore {
+    fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        let (before, after) = self.word(sandbox, "create");
+        before?;
+        if self.disk().contains_key(sandbox) {
+            return Err(PortError::new(ErrorKind::Exists, "mkdir", sandbox.as_str(), "simulated: exists"));
+        }
+        let header = Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot: BOOT.to_owned() };
+        let header = serde_json::to_string(&header)
+            .map_err(|error| PortError::new(ErrorKind::Invalid, "record", "ledger", error.to_string()))?;
+        let kept = Kept { ledger: header + "\n", saved: None };
+        self.disk().insert(sandbox.clone(), OnDisk { kept, ..OnDisk::default() });
+        after?;
+        Ok(self.ledger(sandbox, LedgerTable::default()))
+    }
+
+    fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        let (before, after) = self.word(sandbox, "open");
+        before?;
+        let mut disk = self.disk();
+        let found = disk.get_mut(sandbox);
+        let absent = || PortError::new(ErrorKind::NotFound, "open", sandbox.as_str(), "simulated: not there");
+        let kept = &mut found.ok_or_else(absent)?.kept;
+        let table = parse(&kept.ledger, sandbox)?;
+        kept.ledger.truncate(kept.ledger.rfind('\n').map_or(0, |end| end + 1));
+        drop(disk);
+        after?;
+        Ok(self.ledger(sandbox, table))
+    }
+
+    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
+        let (before, after) = self.word(sandbox, "save");
+        before?;
+        match self.disk().get_mut(sandbox) {
+            Some(on_disk) => on_disk.kept.saved = Some(state.to_vec()),
+            None => return Err(PortError::new(ErrorKind::NotFound, "save", sandbox.as_str(), "simulated: not there")),
+        }
+        after
+    }
+
+    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
+        let absent = || PortError::new(ErrorKind::NotFound, "load", sandbox.as_str(), "simulated: nothing was saved");
+        self.disk().get(sandbox).and_then(|on_disk| on_disk.kept.saved.clone()).ok_or_else(absent)
+    }
+
+    fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
+        let (before, after) = self.word(sandbox, "destroy");
+        let destroyed = before.and_then(|()| {
+            let was_there = self.disk().remove(sandbox).is_some();
+            after.map(|()| if was_there { Undone::Undone } else { Undone::AlreadyGone })
+        });
+        let object = format!("directory {}", SandboxDir::new(&self.state_dir, sandbox).root().display());
+        UndoReport { items: vec![UndoItem { entry: DIRECTORY_ENTRY, object, result: destroyed }] }
+    }
+
+    fn list(&self) -> PortResult<Vec<SandboxId>> {
+        Ok(self.disk().keys().cloned().collect())
+    }
+}
+
+/// One ledger's file.
+#[derive(Debug)]
+struct SimulatedFile {
+    store: SimulatedStore,
+    sandbox: SandboxId,
+    /// Who made each entry: an outcome's record does not say.
+    owners: BTreeMap<EntryId, ActorName>,
+}
+
+impl SimulatedFile {
+    /// Whose record a line is, and which kind.
+    fn of(&mut self, line: &[u8]) -> (ActorName, &'static str) {
+        match serde_json::from_slice(line) {
+            Ok(Record::Intent { entry, actor, .. }) => {
+                self.owners.insert(entry, actor);
+                (actor, "intent")
+            }
+            Ok(Record::Done { entry, .. }) => (self.owner(entry), "done"),
+            Ok(Record::Refused { entry }) => (self.owner(entry), "refused"),
+            Ok(Record::UndoIntent { entry }) => (self.owner(entry), "undo-intent"),
+            Ok(Record::Undone { entry }) => (self.owner(entry), "undone"),
+            Ok(Record::UndoFailed { entry, .. }) => (self.owner(entry), "undo-failed"),
+            Ok(Record::Header { .. }) | Err(_) => (ActorName::Supervisor, "header"),
+        }
+    }
+
+    fn owner(&self, entry: EntryId) -> ActorName {
+        self.owners.get(&entry).copied().unwrap_or(ActorName::Supervisor)
+    }
+
+    fn put(&self, line: &[u8]) -> PortResult<()> {
+        let mut disk = self.store.disk();
+        let gone = || PortError::new(ErrorKind::NotFound, "write", "ledger", "simulated: unlinked");
+        let on_disk = disk.get_mut(&self.sandbox).ok_or_else(gone)?;
+        on_disk.kept.ledger.push_str(&String::from_utf8_lossy(line));
+        on_disk.revision += 1;
+        if let Ok(record) = serde_json::from_slice::<Record>(line) {
+            // A record that does not follow is found when the ledger is read.
+            let _ = on_disk.table.apply(&record);
+        }
+        Ok(())
+    }
+}
+
+impl Lines for SimulatedFile {
+    fn append(&mut self, line: &[u8]) -> PortResult<()> {
+        let (actor, method) = self.of(line);
+        let died = || PortError::new(ErrorKind::PeerGone, "write", "ledger", "injected: our process has died");
+        match self.store.faults.word(&self.sandbox, actor, "ledger", method) {
+            Word::Whole => self.put(line),
+            Word::Refused(error) => Err(error),
+            Word::Last => {
+                self.put(line)?;
+                Err(died())
+            }
+            Word::Torn => {
+                self.put(&line[..line.len() / 2])?;
+                Err(died())
+            }
+        }
+    }
+}
