@@ -1,5 +1,35 @@
 //! Whatever fails, nothing is left behind: lives on a simulated host, in virtual time, with faults.
 
+pub mod enumerate;
 mod ground;
+mod run;
+mod watch;
+
+use simulation::World;
 
 pub use ground::{ground, setting};
+pub use run::{Reference, Report, run};
+pub use watch::{Break, Watch};
+
+use crate::invariants::Objects;
+
+/// What exists beside the `baseline`, in a form in which two runs are alike: identities and numbers,
+/// which depend on what failed before, are left out.
+pub fn picture(world: &World, baseline: &Objects) -> Vec<String> {
+    let objects = world.objects();
+    let ours = objects.keys().filter(|key| !baseline.contains_key(*key));
+    let mut names: Vec<String> = ours.map(|(kind, name)| format!("{kind} {}", without_numbers(name))).collect();
+    names.sort();
+    names
+}
+
+fn without_numbers(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for letter in name.chars() {
+        let letter = if letter.is_ascii_digit() { '#' } else { letter };
+        if letter != '#' || !text.ends_with('#') {
+            text.push(letter);
+        }
+    }
+    text
+}

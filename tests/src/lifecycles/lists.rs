@@ -275,7 +275,7 @@ fn volumes(name: &str, mounts: Vec<Mount>) -> Command {
 }
 
 fn devices(name: &str, devices: Vec<LinuxDevice>) -> Command {
-    Command::Devices(DevicesRequest { container: container(name), devices, resources: None })
+    Command::Devices(Box::new(DevicesRequest { container: container(name), devices, resources: None }))
 }
 
 /// A container's limits: microseconds of CPU in 100 ms, MiB of memory.

@@ -67,7 +67,7 @@ pub enum Command {
     /// `set_up_volumes`.
     Volumes(VolumesRequest),
     /// `set_up_devices`.
-    Devices(DevicesRequest),
+    Devices(Box<DevicesRequest>),
     /// `update_linux_resources`.
     Limits(ContainerId, Option<Box<oci_spec::runtime::LinuxResources>>, ResourceUpdate),
     /// `release_container`.
@@ -114,7 +114,7 @@ impl Command {
             Self::Network(network) => value(sandbox.set_up_network(network).await?),
             Self::Rootfs(request) => value(sandbox.set_up_rootfs(request).await?),
             Self::Volumes(request) => value(sandbox.set_up_volumes(request).await?),
-            Self::Devices(request) => value(sandbox.set_up_devices(request).await?),
+            Self::Devices(request) => value(sandbox.set_up_devices(*request).await?),
             Self::Limits(container, resources, update) => {
                 value(sandbox.update_linux_resources(container, resources.map(|limits| *limits), update).await?)
             }

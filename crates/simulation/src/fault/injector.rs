@@ -110,9 +110,19 @@ impl Injector {
         self.state().visits.clone()
     }
 
+    /// The faults that have not struck.
+    pub fn waiting(&self) -> Vec<PlannedFault> {
+        self.state().waiting.clone()
+    }
+
     /// The faults that have struck.
     pub fn struck(&self) -> Vec<PlannedFault> {
         self.state().struck.clone()
+    }
+
+    /// Whether a fault like this has struck.
+    pub fn has_struck(&self, like: impl Fn(&PlannedFault) -> bool) -> bool {
+        self.state().struck.iter().any(like)
     }
 
     /// Whether the command that just ended shall be sent again ([`Mode::Duplicate`]); once.
