@@ -146,7 +146,7 @@ fn a_trace_replays_with_the_same_replies_to_the_same_state() {
     });
     *changed.unwrap() = serde_json::json!("something else");
     let divergence = replay(&events).unwrap().divergence.unwrap();
-    assert_eq!(divergence.message, "ShareVolume");
+    assert_eq!(divergence.what, "reply to ShareVolume");
 
     // A trace cut off by a crash replays up to its end.
     let cut = replay(&events[..events.len() / 3]).unwrap();

@@ -234,12 +234,12 @@ impl ResourceSystem {
     /// [`SandboxError::Exists`], [`SandboxError::Store`].
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<SandboxHandle, SandboxError> {
         let id = spec.id.clone();
-        self.parts.record_created(&spec);
         self.start_sandbox(id, move |parts, registry| {
             let ledger = parts.store.create(&spec.id).map_err(|error| match error.kind {
                 ErrorKind::Exists => SandboxError::Exists { sandbox: spec.id.clone() },
                 _ => SandboxError::Store(error),
             })?;
+            parts.record_created(&spec);
             let made = parts.make(spec.clone(), ledger, LifecycleState::Created, Facts::default(), registry);
             if made.is_err() {
                 // Nothing has been made for it but its directory.
@@ -294,7 +294,12 @@ impl ResourceSystem {
         handle.cleanup().await
     }
 
-    async fn reopen(&self, how: Opening, spec: SandboxSpec, facts: Facts) -> Result<SandboxHandle, SandboxError> {
+    pub(crate) async fn reopen(
+        &self,
+        how: Opening,
+        spec: SandboxSpec,
+        facts: Facts,
+    ) -> Result<SandboxHandle, SandboxError> {
         let id = spec.id.clone();
         self.start_sandbox(id, move |parts, registry| {
             let ledger = parts.store.open(&spec.id).map_err(|error| match error.kind {

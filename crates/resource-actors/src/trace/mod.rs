@@ -1,11 +1,13 @@
 //! Recording what happened, and making it happen again.
 
+mod commands;
 mod file;
 mod kernel_ids;
 mod recorder;
 mod replay;
 mod sink;
 
+pub use commands::send;
 pub use file::{TraceFile, read_trace};
 pub(crate) use recorder::{RecordedLedger, Recorder};
 pub use replay::{Divergence, ReplayError, ReplayReport, replay};

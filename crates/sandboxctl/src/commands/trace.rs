@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use resource_actors::trace::{ReplayReport, read_trace, replay};
+use sandbox_model::trace::Place;
 use serde_json::json;
 
 use crate::cli::TraceCommand;
@@ -33,10 +34,8 @@ fn replay_file(file: &Path, as_json: bool) -> Result<(), Failure> {
         Failure::early(Code::DIVERGED, format!("{} diverged", file.display()), "", "sandboxctl help E0602");
     failure.exit = Exit::Diverged;
     // Recorded and replayed are whole documents: they are printed above, here only the place.
-    failure.why = format!(
-        "record {}: sandbox {}, {} actor, {}",
-        divergence.seq, divergence.sandbox, divergence.actor, divergence.message
-    );
+    let Place { seq, sandbox, actor, .. } = &divergence.place;
+    failure.why = format!("record {seq}: sandbox {sandbox}, {actor} actor, {}", divergence.what);
     Err(failure.documented())
 }
 

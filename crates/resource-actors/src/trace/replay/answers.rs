@@ -1,0 +1,298 @@
+//! Ports that answer from a trace.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actor_shell::CurrentCause;
+use futures::future::BoxFuture;
+use sandbox_model::lifecycle::ActorName;
+use sandbox_model::port::{Interceptor, PortCall};
+use sandbox_model::trace::{Ended, Event};
+use sandbox_model::{PortResult, SandboxId};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::same;
+
+/// The one call that waits for an event instead of an effect. It is the only one that its actor does
+/// not wait for, so a trace may end while it is open.
+const WAITS_FOR_EVENT: &str = "wait_exit";
+
+pub(super) type Key = (SandboxId, ActorName);
+
+/// What an asker gets.
+enum Answer {
+    Result(PortResult<Value>),
+    Panic(String),
+}
+
+/// A question to the trace, from an interceptor, which must be `Send`, to the replay, which is not.
+pub(super) struct Question {
+    key: Key,
+    cause: u64,
+    call: PortCall,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Answers one actor's port calls from the trace.
+#[derive(Debug)]
+struct FromTrace {
+    key: Key,
+    cause: CurrentCause,
+    ask: mpsc::UnboundedSender<Question>,
+}
+
+impl Interceptor for FromTrace {
+    fn around<'a>(
+        &'a self,
+        call: PortCall,
+        _: BoxFuture<'static, PortResult<Value>>,
+    ) -> BoxFuture<'a, PortResult<Value>> {
+        let cause = self.cause.get();
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let asked = self.ask.send(Question { key: self.key.clone(), cause, call, answer });
+            match (asked, answered.await) {
+                (Ok(()), Ok(Answer::Result(result))) => result,
+                (Ok(()), Ok(Answer::Panic(reason))) => std::panic::panic_any(reason),
+                // Nothing came back in the trace either: whoever waits is ended by its deadline.
+                _ => std::future::pending().await,
+            }
+        })
+    }
+}
+
+/// The interceptor of an actor.
+pub(super) fn from_trace(
+    key: Key,
+    cause: &CurrentCause,
+    ask: &mpsc::UnboundedSender<Question>,
+) -> Arc<dyn Interceptor> {
+    Arc::new(FromTrace { key, cause: cause.clone(), ask: ask.clone() })
+}
+
+/// One recorded call.
+#[derive(Debug, Clone)]
+pub(super) struct Recorded {
+    pub(super) seq: u64,
+    pub(super) name: String,
+    pub(super) request: Value,
+    result: Ended,
+    /// What the actor died of, if it panicked here.
+    reason: String,
+}
+
+impl Recorded {
+    /// Whether something came back.
+    fn is_answered(&self) -> bool {
+        matches!(self.result, Ended::Ok(_) | Ended::Err(_))
+    }
+
+    fn waits_for_event(&self) -> bool {
+        self.name.ends_with(WAITS_FOR_EVENT)
+    }
+}
+
+/// A call that the trace does not have.
+#[derive(Debug, Clone)]
+pub(super) struct Unknown {
+    pub(super) key: Key,
+    /// The record of the message that was served, in the replay.
+    pub(super) cause: u64,
+    pub(super) name: String,
+    pub(super) request: Value,
+}
+
+#[derive(Default)]
+struct OfSandbox {
+    calls: BTreeMap<u64, Recorded>,
+    by_name: BTreeMap<(ActorName, String), BTreeSet<u64>>,
+    /// Answers that have not been given yet.
+    open: BTreeSet<u64>,
+    asked: BTreeMap<u64, oneshot::Sender<Answer>>,
+}
+
+impl OfSandbox {
+    fn insert(&mut self, actor: ActorName, call: Recorded) {
+        if call.is_answered() {
+            self.open.insert(call.seq);
+        }
+        self.by_name.entry((actor, call.name.clone())).or_default().insert(call.seq);
+        self.calls.insert(call.seq, call);
+    }
+
+    fn take(&mut self, actor: ActorName, name: String, request: &Value) -> Option<Recorded> {
+        let of_name = self.by_name.get_mut(&(actor, name))?;
+        let calls = &self.calls;
+        let seq = *of_name.iter().find(|seq| calls.get(seq).is_some_and(|call| same(&call.request, request)))?;
+        of_name.remove(&seq);
+        self.calls.get(&seq).cloned()
+    }
+
+    /// Gives the answer of call `seq`, if somebody asks for it.
+    fn give(&mut self, seq: u64) -> bool {
+        let Some(asker) = self.asked.remove(&seq) else { return false };
+        self.open.remove(&seq);
+        if let Some(call) = self.calls.get(&seq) {
+            let answer = match call.result.clone() {
+                Ended::Ok(reply) => Answer::Result(Ok(reply)),
+                Ended::Err(error) => Answer::Result(Err(error)),
+                Ended::Panicked => Answer::Panic(call.reason.clone()),
+                Ended::Dropped => return true,
+            };
+            // Who has given up meanwhile hears nothing.
+            let _ = asker.send(answer);
+        }
+        true
+    }
+
+    /// Gives the answers that come before record `barrier`, in their order.
+    fn give_due(&mut self, barrier: u64) {
+        while let Some(first) = self.open.first().copied().filter(|seq| *seq < barrier) {
+            if !self.give(first) {
+                return;
+            }
+        }
+    }
+
+    /// The first answer that somebody waits for behind one that nobody asks for.
+    fn overdue(&self, barrier: u64) -> Option<u64> {
+        let waits = |seq: &u64| *seq < barrier && self.calls.get(seq).is_some_and(|call| !call.waits_for_event());
+        self.asked.keys().copied().find(waits)
+    }
+}
+
+/// The recorded answers of all ports.
+#[derive(Default)]
+pub(super) struct Answers {
+    sandboxes: BTreeMap<SandboxId, OfSandbox>,
+    unknown: Vec<Unknown>,
+    /// Askers that get no answer. They are kept, so that they wait.
+    unanswered: Vec<oneshot::Sender<Answer>>,
+}
+
+impl Answers {
+    /// The calls in `events`.
+    pub(super) fn new(events: &[Event]) -> Self {
+        let mut answers = Self::default();
+        let deaths: BTreeMap<_, _> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Died { place, reason } => Some((place.cause, reason)),
+                _ => None,
+            })
+            .collect();
+        for event in events {
+            let Event::Called { place, port, method, request, result, .. } = event else { continue };
+            let reason = deaths.get(&place.cause).map_or_else(String::new, |reason| (*reason).clone());
+            let (name, request, result) = (format!("{port}.{method}"), request.clone(), result.clone());
+            let call = Recorded { seq: place.seq, name, request, result, reason };
+            answers.sandboxes.entry(place.sandbox.clone()).or_default().insert(place.actor, call);
+        }
+        answers
+    }
+
+    /// The calls that the trace did not have, forgotten by this.
+    pub(super) fn take_unknown(&mut self) -> Vec<Unknown> {
+        std::mem::take(&mut self.unknown)
+    }
+
+    /// The first call of this actor that the trace has and nobody has made.
+    pub(super) fn expected(&self, (sandbox, actor): &Key) -> Option<Recorded> {
+        let of_sandbox = self.sandboxes.get(sandbox)?;
+        let unmade = of_sandbox.by_name.iter().filter(|((of, _), _)| of == actor);
+        let first = unmade.filter_map(|(_, seqs)| seqs.first()).min()?;
+        of_sandbox.calls.get(first).cloned()
+    }
+
+    /// The first call whose answer nobody has asked for.
+    pub(super) fn first_unmade(&self) -> Option<(Key, Recorded)> {
+        let unmade = self.sandboxes.iter().flat_map(|(sandbox, of_sandbox)| {
+            let by_name = of_sandbox.by_name.iter();
+            by_name.flat_map(move |((actor, _), seqs)| seqs.iter().map(move |seq| (sandbox, *actor, of_sandbox, seq)))
+        });
+        let made = unmade.filter_map(|(sandbox, actor, of, seq)| Some(((sandbox.clone(), actor), of.calls.get(seq)?)));
+        let answered = made.filter(|(_, call)| call.is_answered() && !call.waits_for_event());
+        answered.min_by_key(|(_, call)| call.seq).map(|(key, call)| (key, call.clone()))
+    }
+
+    fn ask(&mut self, question: Question) {
+        let Question { key, cause, call, answer } = question;
+        let name = format!("{}.{}", call.port, call.method);
+        let of_sandbox = self.sandboxes.entry(key.0.clone()).or_default();
+        match of_sandbox.take(key.1, name.clone(), &call.request) {
+            Some(recorded) if matches!(recorded.result, Ended::Dropped) => self.unanswered.push(answer),
+            Some(recorded) => {
+                let panics = matches!(recorded.result, Ended::Panicked);
+                of_sandbox.asked.insert(recorded.seq, answer);
+                if panics {
+                    of_sandbox.give(recorded.seq);
+                }
+            }
+            None => {
+                self.unanswered.push(answer);
+                if call.method != WAITS_FOR_EVENT {
+                    self.unknown.push(Unknown { key, cause, name, request: call.request });
+                }
+            }
+        }
+    }
+
+    fn give_due(&mut self, barrier: u64) {
+        for of_sandbox in self.sandboxes.values_mut() {
+            of_sandbox.give_due(barrier);
+        }
+    }
+
+    /// Gives the first answer that waits behind one that nobody asks for; whether there was one.
+    fn give_overdue(&mut self, barrier: u64) -> bool {
+        self.sandboxes.values_mut().any(|of_sandbox| match of_sandbox.overdue(barrier) {
+            Some(seq) => of_sandbox.give(seq),
+            None => false,
+        })
+    }
+}
+
+/// Longer than nothing, and shorter than any deadline: what this waits for has come to rest.
+const REST: Duration = Duration::from_micros(1);
+
+/// Answers all questions, each when its turn has come: after the answers that the trace has before it,
+/// and not before the commands that the trace has before it. `barrier` is the record of the next
+/// command.
+pub(super) async fn answer_all(
+    mut asked: mpsc::UnboundedReceiver<Question>,
+    answers: Rc<RefCell<Answers>>,
+    mut barrier: watch::Receiver<u64>,
+) {
+    let mut may_be_overdue = false;
+    loop {
+        let question = tokio::select! {
+            biased;
+            question = asked.recv() => question,
+            moved = barrier.changed() => match moved {
+                Ok(()) => None,
+                Err(_) => return,
+            },
+            // The clock moves only when all is quiet: nobody will ask for what is missing.
+            () = tokio::time::sleep(REST), if may_be_overdue => {
+                let before = *barrier.borrow();
+                may_be_overdue = answers.borrow_mut().give_overdue(before);
+                None
+            }
+        };
+        let mut answers = answers.borrow_mut();
+        if let Some(question) = question {
+            answers.ask(question);
+        }
+        // More questions may have come at the same time.
+        while let Ok(question) = asked.try_recv() {
+            answers.ask(question);
+        }
+        let before = *barrier.borrow_and_update();
+        answers.give_due(before);
+        may_be_overdue |= answers.sandboxes.values().any(|of_sandbox| of_sandbox.overdue(before).is_some());
+    }
+}
