@@ -112,20 +112,24 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("ra-test-").permissions(private).tempdir_in("/run");
         let dir = dir.expect("root may make a directory below /run");
         let state = dir.path().join("state");
-        let ports = Ports {
+        let mut builder = ResourceSystem::builder(Self::ports()).state_dir(state);
+        if let Some(sink) = sink {
+            builder = builder.trace(sink);
+        }
+        let system = builder.start().expect("a thread can be started");
+        Some(Self { guest, name: format!("{name}-{}", std::process::id()), system: Some(system), dir })
+    }
+
+    /// QEMU and this host.
+    pub fn ports() -> Ports {
+        Ports {
             vmm: Arc::new(QemuFactory::default()),
             agent: Arc::new(KataAgentFactory),
             network: Arc::new(LinuxNetworkHost),
             share: Arc::new(LinuxShareFsHost),
             cgroup: Arc::new(LinuxCgroupHost::new()),
             device: Arc::new(LinuxDeviceHost::new()),
-        };
-        let mut builder = ResourceSystem::builder(ports).state_dir(state);
-        if let Some(sink) = sink {
-            builder = builder.trace(sink);
         }
-        let system = builder.start().expect("a thread can be started");
-        Some(Self { guest, name: format!("{name}-{}", std::process::id()), system: Some(system), dir })
     }
 
     /// A path in the test's directory.

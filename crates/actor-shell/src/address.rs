@@ -91,8 +91,9 @@ impl<D: Domain> Address<D> {
     }
 
     async fn hop(&self) {
-        if let Some(hops) = &self.hops {
-            tokio::time::sleep(hops.next()).await;
+        let delay = self.hops.as_ref().map(|hops| hops.next());
+        if let Some(delay) = delay.filter(|delay| !delay.is_zero()) {
+            tokio::time::sleep(delay).await;
         }
     }
 

@@ -106,6 +106,13 @@ impl ResourceSystemBuilder {
         self
     }
 
+    /// Other ports than those that the builder was made with.
+    #[must_use]
+    pub fn ports(mut self, ports: Ports) -> Self {
+        self.ports = ports;
+        self
+    }
+
     /// The number of threads that actors live on (1).
     #[must_use]
     pub fn threads(mut self, count: usize) -> Self {

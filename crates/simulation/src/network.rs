@@ -29,7 +29,7 @@ const FIRST_INDEX: u32 = 1000;
 /// A network whose links, qdiscs and namespaces are objects of a [`World`].
 ///
 /// Taps do not die with their descriptors, since there are none: as if a VMM held them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SimulatedNetwork {
     world: Arc<World>,
     pods: BTreeMap<PathBuf, NamespaceView>,

@@ -135,9 +135,7 @@ impl Writer {
     }
 
     fn write_event(&mut self, event: &Event) -> io::Result<()> {
-        let mut value = serde_json::to_value(event)?;
-        self.ids.replace(&mut value);
-        let line = line_of(&value)?;
+        let line = event_line(event, &mut self.ids)?;
         if self.part_has_events && self.part_bytes + line.len() as u64 > self.part_bytes_max {
             self.next_part()?;
         }
@@ -164,6 +162,24 @@ fn line_of(event: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
     Ok(line)
+}
+
+fn event_line(event: &Event, ids: &mut KernelIds) -> io::Result<Vec<u8>> {
+    let mut value = serde_json::to_value(event)?;
+    ids.replace(&mut value);
+    line_of(&value)
+}
+
+/// What a file of these events would hold.
+///
+/// # Errors
+/// An event cannot be serialised.
+pub fn lines_of(header: &Header, events: impl IntoIterator<Item = Event>) -> io::Result<Vec<u8>> {
+    let (mut lines, mut ids) = (line_of(&Event::Header(header.clone()))?, KernelIds::default());
+    for event in events {
+        lines.extend(event_line(&event, &mut ids)?);
+    }
+    Ok(lines)
 }
 
 /// Reads a trace: its header and its events in the order of their sequence numbers. A last line cut

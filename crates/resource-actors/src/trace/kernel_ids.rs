@@ -26,11 +26,12 @@ enum Kind {
 }
 
 /// The fields that hold such numbers, in requests, replies and ledger records of all actors.
-const FIELDS: [(&str, Kind); 16] = [
+const FIELDS: [(&str, Kind); 17] = [
     ("pid", Kind::Process),
     ("vmm_pid", Kind::Process),
     ("vcpu_threads", Kind::Process),
     ("threads", Kind::Process),
+    ("new_threads", Kind::Process),
     ("start_ticks", Kind::StartTime),
     ("index", Kind::Link),
     ("link", Kind::Link),

@@ -8,7 +8,7 @@ mod replay;
 mod sink;
 
 pub use commands::send;
-pub use file::{TraceFile, read_trace};
+pub use file::{TraceFile, lines_of, read_trace};
 pub(crate) use recorder::{RecordedLedger, Recorder};
-pub use replay::{Divergence, ReplayError, ReplayReport, replay};
+pub use replay::{Divergence, ReplayError, ReplayReport, difference, replay};
 pub use sink::ChannelSink;

@@ -1,7 +1,7 @@
 //! Where events go first: a channel that never blocks an actor.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 
 use sandbox_model::trace::{Event, TraceSink};
@@ -10,11 +10,17 @@ use tokio::time::Instant;
 /// Events that may wait for the writer: about a hundred lifecycles.
 const QUEUE_LEN_MAX: usize = 65_536;
 
+#[derive(Debug)]
+enum Queue {
+    Bounded(SyncSender<Event>),
+    Unbounded(Sender<Event>),
+}
+
 /// Sends events to whoever holds the other end. It never blocks: when the queue is full an event is
 /// dropped and counted.
 #[derive(Debug)]
 pub struct ChannelSink {
-    events: SyncSender<Event>,
+    events: Queue,
     seq: AtomicU64,
     lost: Arc<AtomicU64>,
     begun: OnceLock<Instant>,
@@ -29,8 +35,17 @@ impl ChannelSink {
     /// A sink whose queue holds at most `len` events.
     pub fn with_queue(len: usize) -> (Arc<Self>, Receiver<Event>) {
         let (events, received) = sync_channel(len);
-        let sink = Self { events, seq: AtomicU64::new(0), lost: Arc::default(), begun: OnceLock::new() };
-        (Arc::new(sink), received)
+        (Self::onto(Queue::Bounded(events)), received)
+    }
+
+    /// A sink that keeps all events: for simulations and replays, whose end is near.
+    pub fn unbounded() -> (Arc<Self>, Receiver<Event>) {
+        let (events, received) = channel();
+        (Self::onto(Queue::Unbounded(events)), received)
+    }
+
+    fn onto(events: Queue) -> Arc<Self> {
+        Arc::new(Self { events, seq: AtomicU64::new(0), lost: Arc::default(), begun: OnceLock::new() })
     }
 
     /// Events that found the queue full.
@@ -59,7 +74,11 @@ impl TraceSink for ChannelSink {
     }
 
     fn record(&self, event: Event) {
-        if self.events.try_send(event).is_err() {
+        let is_taken = match &self.events {
+            Queue::Bounded(events) => events.try_send(event).is_ok(),
+            Queue::Unbounded(events) => events.send(event).is_ok(),
+        };
+        if !is_taken {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }

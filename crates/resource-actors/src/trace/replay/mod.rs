@@ -35,7 +35,7 @@ use tokio::task::{JoinHandle, LocalSet};
 
 use self::answers::{Answers, Question, answer_all, from_trace};
 use self::compare::Comparison;
-pub use self::report::{Divergence, ReplayError, ReplayReport};
+pub use self::report::{Divergence, ReplayError, ReplayReport, difference};
 use self::store::{Draws, ReplayStore};
 use super::ChannelSink;
 use super::commands::send;
@@ -86,7 +86,7 @@ struct Stage {
 }
 
 /// Enough for all that is under way to come to rest, and shorter than any deadline.
-const QUIET: Duration = Duration::from_millis(1);
+const QUIET: Duration = Duration::from_millis(20);
 
 impl Replay {
     fn new(events: &[Event]) -> Self {
@@ -113,7 +113,7 @@ impl Replay {
         let (ask, asked) = mpsc::unbounded_channel();
         let (barrier, at) = watch::channel(0);
         let answering = tokio::task::spawn_local(answer_all(asked, self.answers.clone(), at));
-        let (sink, heard) = ChannelSink::new();
+        let (sink, heard) = ChannelSink::unbounded();
         let stage = Stage { ask, sink, heard };
         let mut outside: Vec<u64> = events.iter().filter(|event| is_from_outside(event)).filter_map(seq).collect();
         outside.reverse();

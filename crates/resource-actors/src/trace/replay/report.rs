@@ -50,20 +50,25 @@ impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Place { seq, sandbox, actor, .. } = &self.place;
         writeln!(f, "record {seq}: sandbox {sandbox}, {actor} actor, {}", self.what)?;
-        let differences = differences(&self.recorded, &self.replayed);
-        write!(f, "  {:COLUMN$} | replayed", "recorded")?;
-        for (path, recorded, replayed) in differences.iter().take(SHOWN_MAX) {
-            write!(f, "\n  {path}:\n  {recorded:COLUMN$} | {replayed}")?;
-        }
-        match differences.len().saturating_sub(SHOWN_MAX) {
-            0 => Ok(()),
-            more => write!(f, "\n  and {more} more"),
-        }
+        f.write_str(&difference(&self.recorded, &self.replayed))
     }
 }
 
-/// The smallest parts in which two values differ: path, one, other.
-pub(crate) fn differences(one: &Value, other: &Value) -> Vec<(String, String, String)> {
+/// The smallest parts in which two values differ, side by side.
+pub fn difference(recorded: &Value, replayed: &Value) -> String {
+    let all = differences(recorded, replayed);
+    let mut text = format!("  {:COLUMN$} | replayed", "recorded");
+    for (path, recorded, replayed) in all.iter().take(SHOWN_MAX) {
+        text += &format!("\n  {path}:\n  {recorded:COLUMN$} | {replayed}");
+    }
+    match all.len().saturating_sub(SHOWN_MAX) {
+        0 => text,
+        more => text + &format!("\n  and {more} more"),
+    }
+}
+
+/// Path, one, other.
+fn differences(one: &Value, other: &Value) -> Vec<(String, String, String)> {
     let (one, other) = (leaves(one), leaves(other));
     let mut paths: Vec<_> = one.keys().chain(other.keys()).collect();
     paths.sort_unstable();
