@@ -3,13 +3,14 @@
 //! This one is a VM that only counts. What matters is which calls it gets, in which order.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::executor::block_on;
 use hypervisor::{
-    AddedDevice, AdoptVm, AdoptedVm, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, PresentDevice, RemoveDevice,
-    ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
+    AddedDevice, AdoptVm, AdoptedVm, BindSocket, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, PresentDevice,
+    RemoveDevice, RemoveSocket, ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, SocketFile, StartVm, StartedVm,
+    StopVm, VmExit, VmmFactory,
 };
 use lifecycle_tests::simulated::{boot, config};
 use resource_actors::ledger::MemoryStore;
@@ -53,6 +54,7 @@ impl Hypervisor for Counting {
             share_fs: true,
             vcpu_hotplug: false,
             memory_hotplug: false,
+            sockets: Vec::new(),
         })
     }
 
@@ -69,6 +71,14 @@ impl Hypervisor for Counting {
 
     async fn query_devices(&self, (): (), _: Instant) -> PortResult<Vec<PresentDevice>> {
         Ok(Vec::new())
+    }
+
+    async fn bind_socket(&self, request: BindSocket, _: Instant) -> PortResult<SocketFile> {
+        Err(no_sockets(request.path))
+    }
+
+    async fn remove_socket(&self, request: RemoveSocket, _: Instant) -> PortResult<()> {
+        Err(no_sockets(request.path))
     }
 
     async fn start_vm(&self, _: StartVm, _: Instant) -> PortResult<StartedVm> {
@@ -114,6 +124,10 @@ impl Hypervisor for Counting {
     async fn last_words(&self, (): (), _: Instant) -> PortResult<String> {
         Ok("it counts".to_owned())
     }
+}
+
+fn no_sockets(path: PathBuf) -> PortError {
+    PortError::new(ErrorKind::Unsupported, "bind", path.display().to_string(), "it named no socket")
 }
 
 /// Runs a sandbox around it and returns the calls that it got.

@@ -8,6 +8,8 @@ use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{Live, port};
 use serde::{Deserialize, Serialize};
 
+pub use helper_process::SocketFile;
+
 /// Which disk a path leads to, whatever the path is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
@@ -113,15 +115,6 @@ pub struct AwaitVsockDaemon {
     pub socket: PathBuf,
     /// Between us and daemon.
     pub hybrid_socket: PathBuf,
-}
-
-/// A socket's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketFile {
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
-    pub inode: u64,
 }
 
 /// A daemon that listens. A daemon makes its hybrid socket with the guest's device, so both exist.

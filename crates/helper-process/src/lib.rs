@@ -19,5 +19,6 @@ mod words;
 
 pub use end::{end_process, identify, is_alive};
 pub use process::{HelperExit, HelperProcess};
+pub use socket::{SocketFile, remove_socket};
 pub use spawn::HelperSpec;
 pub use words::LastWords;

@@ -94,8 +94,8 @@ impl HelperProcess {
         Ok(helper)
     }
 
-    /// Takes hold of a helper that an earlier process of ours started. It is watched and signalled
-    /// as a child is; its stderr and, when it ends, its status are not ours to read.
+    /// Takes hold of a helper that an earlier process of ours started. It is watched, heard and
+    /// signalled as a child is; only its status, when it ends, is not ours to know.
     ///
     /// # Errors
     /// `NotFound` if it has ended or its pid is somebody else's now, `Foreign` if it does not carry
@@ -104,7 +104,7 @@ impl HelperProcess {
         let found = tokio::time::timeout_at(deadline, find(process, tag)).await;
         let overdue = |_| PortError::new(ErrorKind::TimedOut, "take hold of", program, "not found within the deadline");
         let pidfd = found.map_err(overdue)??;
-        let (program, words) = (program.to_owned(), LastWords::none());
+        let (program, words) = (program.to_owned(), LastWords::of_adopted(&pidfd));
         Ok(Self(Arc::new(Inner { program, identity: process, pidfd, words, exit: OnceLock::new() })))
     }
 

@@ -1,4 +1,4 @@
-//! When a daemon listens.
+//! Sockets with a name: which file one is, and when a daemon listens on it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,8 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{FileType, lstat};
 use rustix::io::Errno;
-use sandbox_model::{PortError, PortResult};
+use sandbox_model::ledger::Identity;
+use sandbox_model::{ErrorKind, PortError, PortResult};
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::ready::readable;
@@ -17,6 +20,58 @@ use crate::ready::readable;
 const BOUND_TO_LISTENING: Duration = Duration::from_millis(1);
 /// `SO_ACCEPTCON` in the flags column of `/proc/net/unix`.
 const LISTENING_FLAG: u32 = 0x1_0000;
+
+/// A socket's file, as the kernel names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketFile {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+impl From<SocketFile> for Identity {
+    fn from(file: SocketFile) -> Self {
+        Self::Inode { device: file.device, inode: file.inode }
+    }
+}
+
+impl SocketFile {
+    /// That at `path`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Foreign` if it is no socket.
+    pub fn at(path: &Path) -> PortResult<Self> {
+        let name = || path.display().to_string();
+        let facts = lstat(path).map_err(|error| PortError::os("lstat", name(), error))?;
+        if FileType::from_raw_mode(facts.st_mode) != FileType::Socket {
+            return Err(PortError::new(ErrorKind::Foreign, "lstat", name(), "it is no socket"));
+        }
+        Ok(Self { device: facts.st_dev, inode: facts.st_ino })
+    }
+
+    /// The one that an identity names, if it names a file.
+    pub fn of(identity: Option<&Identity>) -> Option<Self> {
+        match identity {
+            Some(Identity::Inode { device, inode }) => Some(Self { device: *device, inode: *inode }),
+            _ => None,
+        }
+    }
+}
+
+/// Removes the socket at `path`, which lies below a sandbox's own directory: nobody else makes
+/// sockets there. With `made`, that very one and no other.
+///
+/// # Errors
+/// `NotFound`; `Foreign` if something else has taken its place.
+pub fn remove_socket(path: &Path, made: Option<SocketFile>) -> PortResult<()> {
+    let name = || path.display().to_string();
+    let found = SocketFile::at(path)?;
+    if made.is_some_and(|made| made != found) {
+        return Err(PortError::new(ErrorKind::Foreign, "unlink", name(), "another socket has taken its place"));
+    }
+    std::fs::remove_file(path).map_err(|error| PortError::os("unlink", name(), error))
+}
 
 /// Waits until somebody listens on `path`.
 pub(crate) async fn listening(path: &Path) -> PortResult<()> {
@@ -79,6 +134,22 @@ fn listed_as_listening(table: &[u8], path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_our_own_socket_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        let first = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let file = Some(SocketFile::at(&path).unwrap());
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let _second = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(remove_socket(&path, file).unwrap_err().kind, ErrorKind::Foreign);
+        remove_socket(&path, None).unwrap();
+        assert!(remove_socket(&path, None).unwrap_err().is_absent());
+        std::fs::write(&path, "data").unwrap();
+        assert_eq!(remove_socket(&path, None).unwrap_err().kind, ErrorKind::Foreign);
+        drop(first);
+    }
 
     #[test]
     fn only_a_listening_socket_of_that_very_path_counts() {

@@ -22,6 +22,9 @@ const PASSED_MAX: RawFd = 255;
 ///
 /// It runs in a process group of its own (a terminal's Ctrl-C is not for it), in directory `/` (it
 /// holds no mount busy), and makes files for its owner only (umask 077).
+///
+/// It outlives us. Its stderr is a pipe that we read; when we are gone its writes to it fail, and do
+/// neither block nor kill it, since SIGPIPE is ignored in it.
 #[derive(Debug, Clone, Default)]
 pub struct HelperSpec {
     /// The program: a path, or a name that is sought in `PATH`.
@@ -51,7 +54,7 @@ pub(crate) fn spawn(spec: &HelperSpec) -> PortResult<Child> {
         .process_group(0);
     let numbers = passed.numbers();
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls
-    // (umask, close_range, dup2) on memory that was allocated before the fork.
+    // (umask, signal, close_range, dup2) on memory that was allocated before the fork.
     unsafe { command.pre_exec(move || inherit_only(&numbers)) };
     let child = command.spawn().map_err(refused)?;
     drop(passed);
@@ -98,6 +101,10 @@ fn invalid(number: RawFd, cause: &str) -> PortError {
 /// where the child expects them. Runs in the child: allocates nothing.
 fn inherit_only(numbers: &[(RawFd, RawFd)]) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // SAFETY: ignoring a signal installs no handler. It holds across the exec.
+    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
     // SAFETY: close_range with CLOSE_RANGE_CLOEXEC only sets a flag on descriptors of this child.
     let set = unsafe {
         libc::syscall(libc::SYS_close_range, PASSED_MIN as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)

@@ -1,13 +1,19 @@
 //! A helper's last words: the tail of its stderr, bounded and made harmless.
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ChildStderr;
 use std::time::Duration;
 
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
+/// Number of stderr in any process.
+const STDERR: i32 = 2;
 /// Lines that are kept.
 const LINES_MAX: usize = 64;
 /// Bytes that are kept of one line.
@@ -70,6 +76,19 @@ fn sanitised(line: &[u8]) -> String {
 pub struct LastWords(watch::Receiver<Tail>);
 
 impl LastWords {
+    /// Those of a process that an earlier one of ours started: from what is left in the pipe that is
+    /// its stderr. A process whose stderr is not to be had is not heard.
+    pub(crate) fn of_adopted(pidfd: &OwnedFd) -> Self {
+        let reopened = reopen_stderr(pidfd).and_then(pipe::Receiver::from_owned_fd);
+        reopened.map_or_else(
+            |error| {
+                tracing::debug!(%error, "the stderr of an adopted helper is not heard");
+                Self::none()
+            },
+            Self::of,
+        )
+    }
+
     /// Those of somebody whom we do not hear.
     pub fn none() -> Self {
         Self(watch::channel(Tail { ended: true, ..Tail::default() }).1)
@@ -108,6 +127,17 @@ impl LastWords {
         // Neither a held pipe nor a reading task that went down with its runtime is worth an error.
         let _ = tokio::time::timeout(DRAIN, reader.wait_for(|tail| tail.ended)).await;
     }
+}
+
+/// The reading end of the pipe of which the process has the writing end.
+fn reopen_stderr(pidfd: &OwnedFd) -> io::Result<OwnedFd> {
+    let writing = pidfd_getfd(pidfd, STDERR, PidfdGetfdFlags::empty())?;
+    // Looked at before it is opened: the process may have put anything there.
+    if FileType::from_raw_mode(fstat(&writing)?.st_mode) != FileType::Fifo {
+        return Err(io::Error::other("it is no pipe"));
+    }
+    let path = format!("/proc/self/fd/{}", writing.as_raw_fd());
+    Ok(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 #[cfg(test)]

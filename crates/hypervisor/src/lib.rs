@@ -15,6 +15,7 @@ use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{DeviceId, PortError, SandboxId, port};
 use serde::{Deserialize, Serialize};
 
+pub use helper_process::SocketFile;
 pub use qemu::{Qemu, QemuFactory};
 
 /// What a VM is started with.
@@ -46,6 +47,22 @@ pub struct VmSpec {
     pub shared_memory: bool,
     /// PCI bridges with 30 hotplug slots each.
     pub bridges: u8,
+}
+
+/// Makes one of the sockets that [`Capabilities::sockets`] names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindSocket {
+    /// Its path.
+    pub path: PathBuf,
+}
+
+/// Removes one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveSocket {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its identity, if it was recorded: another file is left alone.
+    pub file: Option<SocketFile>,
 }
 
 /// Starts the VM, its vCPUs paused.
@@ -203,6 +220,10 @@ pub struct Capabilities {
     pub vcpu_hotplug: bool,
     /// Whether memory can be added.
     pub memory_hotplug: bool,
+    /// Sockets in the sandbox's directory by which a VM is reached, and reached again by a later
+    /// process. Each is bound before the VM starts.
+    #[serde(default)]
+    pub sockets: Vec<PathBuf>,
 }
 
 /// Slot of the first PCI bridge on a VM's root bus; bridge N sits N slots further. Slot 0 is the host
@@ -225,6 +246,10 @@ port! {
         /// The devices that the VMM has in truth, of those that were added by us: before an
         /// adoption or after.
         fn query_devices(()) -> Vec<PresentDevice>;
+        /// Makes one of the VM's sockets, mode 0600, and listens on it for the VMM to come.
+        fn bind_socket(BindSocket) -> SocketFile;
+        /// Removes one. Gone already is `NotFound`, another file is `Foreign`.
+        fn remove_socket(RemoveSocket) -> ();
         /// Starts the process with all cold-plugged devices, vCPUs paused.
         fn start_vm(StartVm) -> StartedVm;
         /// Takes over, with a fresh client, a VM that an earlier process of ours started. After it

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use helper_process::is_alive;
 use hypervisor::{
-    Hypervisor, KillVm, QemuFactory, RemoveDevice, ResizeMemory, ResizeVcpus, StartVm, StartedVm, StopVm, VmSpec,
-    VmmFactory,
+    BindSocket, Hypervisor, KillVm, QemuFactory, RemoveDevice, ResizeMemory, ResizeVcpus, StartVm, StartedVm, StopVm,
+    VmSpec, VmmFactory,
 };
 use sandbox_model::config::{Accelerator, SandboxConfig};
 use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat, PciSlot, PlacedDevice};
@@ -83,6 +83,9 @@ impl Bench {
     }
 
     async fn start(&self, spec: VmSpec) -> PortResult<StartedVm> {
+        for path in self.vm.capabilities((), in_seconds(5)).await?.sockets {
+            self.vm.bind_socket(BindSocket { path }, in_seconds(5)).await?;
+        }
         self.vm.start_vm(StartVm { spec, tag: self.tag.clone() }, in_seconds(20)).await
     }
 
@@ -305,14 +308,19 @@ async fn qemu_inherits_its_two_sockets_and_nothing_else() {
         let allowed = ["/dev/null", "socket:", "pipe:", "anon_inode:", "/memfd:"];
         assert!(allowed.iter().any(|start| target.to_string_lossy().starts_with(start)), "{targets:?}");
     }
-    assert_eq!(targets.iter().filter(|target| target.to_string_lossy().starts_with("socket:")).count(), 2);
+    // Two that listen, and our connection to each.
+    assert_eq!(targets.iter().filter(|target| target.to_string_lossy().starts_with("socket:")).count(), 4);
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap();
     for line in ["Seccomp:\t2", "NoNewPrivs:\t1"] {
         assert!(status.lines().any(|found| found == line), "no {line:?} in\n{status}");
     }
     drop(stray);
     bench.stop().await;
-    assert_eq!(std::fs::read_dir(bench.dir.path()).unwrap().count(), 2, "kernel and secret, no socket");
+    assert_eq!(
+        std::fs::read_dir(bench.dir.path()).unwrap().count(),
+        2,
+        "kernel and secret: QEMU took its sockets along"
+    );
 }
 
 #[tokio::test]

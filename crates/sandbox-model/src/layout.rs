@@ -55,6 +55,21 @@ impl SandboxDir {
         self.root.join("saved.json")
     }
 
+    /// The directory of a sandbox, given as such.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// QEMU's control channel: by it a later process reaches a VM that runs.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.root.join("qmp.sock")
+    }
+
+    /// The guest's serial console.
+    pub fn console_socket(&self) -> PathBuf {
+        self.root.join("console.sock")
+    }
+
     /// virtiofsd's vhost-user socket.
     pub fn virtiofsd_socket(&self) -> PathBuf {
         self.root.join("virtiofsd.sock")

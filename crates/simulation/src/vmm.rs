@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use hypervisor::{
-    AddedDevice, AdoptVm, AdoptedVm, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, PresentDevice, RemoveDevice,
-    ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmCondition, VmExit,
-    VmmFactory,
+    AddedDevice, AdoptVm, AdoptedVm, BindSocket, Capabilities, FIRST_BRIDGE_SLOT, Hypervisor, KillVm, PresentDevice,
+    RemoveDevice, RemoveSocket, ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, SocketFile, StartVm, StartedVm,
+    StopVm, VmCondition, VmExit, VmmFactory,
 };
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::device::{PciPath, PciSlot, PlacedDevice};
@@ -22,6 +22,7 @@ use crate::World;
 /// Kinds of objects in the world.
 const PROCESS: &str = "process";
 const DEVICE: &str = "vm-device";
+const SOCKET: &str = "socket";
 
 /// A client of one simulated VM. The VM's process and each of its devices are objects of the
 /// [`World`]: the VM lives on when its client is dropped, and another client can adopt it.
@@ -138,6 +139,7 @@ impl Hypervisor for SimulatedVmm {
             share_fs: true,
             vcpu_hotplug: true,
             memory_hotplug: true,
+            sockets: Vec::new(),
         })
     }
 
@@ -172,6 +174,19 @@ impl Hypervisor for SimulatedVmm {
         let present =
             |(id, slot): (&DeviceId, &PciSlot)| PresentDevice { id: id.clone(), pci_path: Some(path_of(*slot)) };
         Ok(machine.vm().devices.iter().map(present).collect())
+    }
+
+    async fn bind_socket(&self, request: BindSocket, _: Instant) -> PortResult<SocketFile> {
+        let inode = self.world.make("bind", SOCKET, request.path.display().to_string())?;
+        Ok(SocketFile { device: 1, inode })
+    }
+
+    async fn remove_socket(&self, request: RemoveSocket, _: Instant) -> PortResult<()> {
+        let name = request.path.display().to_string();
+        if request.file.is_some_and(|file| self.world.identity(SOCKET, &name) != Some(file.inode)) {
+            return Err(self.error(ErrorKind::NotFound, "unlink", "not there"));
+        }
+        self.world.remove("unlink", SOCKET, &name)
     }
 
     async fn start_vm(&self, request: StartVm, _: Instant) -> PortResult<StartedVm> {

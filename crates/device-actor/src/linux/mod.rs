@@ -92,7 +92,7 @@ impl DeviceHost for LinuxDeviceHost {
 
     async fn remove_socket(&self, request: RemoveSocket, deadline: Instant) -> PortResult<()> {
         let object = request.path.display().to_string();
-        within("unlink", object, deadline, move || vsock::remove_socket(&request)).await
+        within("unlink", object, deadline, move || helper_process::remove_socket(&request.path, request.file)).await
     }
 
     async fn vfio_group(&self, request: VfioName, deadline: Instant) -> PortResult<VfioGroup> {

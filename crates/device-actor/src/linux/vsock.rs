@@ -7,14 +7,11 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use helper_process::{HelperProcess, HelperSpec};
+use helper_process::{HelperProcess, HelperSpec, SocketFile};
 use nix::errno::Errno;
-use rustix::fs::{FileType, lstat};
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 
-use crate::host::{
-    AdoptDaemon, AwaitVsockDaemon, ReadyDaemon, RemoveSocket, SocketFile, StartVsockDaemon, StartedDaemon,
-};
+use crate::host::{AdoptDaemon, AwaitVsockDaemon, ReadyDaemon, StartVsockDaemon, StartedDaemon};
 
 /// How long the daemon may take to end by itself.
 pub(super) const TERM: Duration = Duration::from_secs(1);
@@ -80,49 +77,5 @@ pub(super) async fn wait(request: AwaitVsockDaemon, deadline: Instant) -> PortRe
     };
     helper.wait_for_socket(&request.socket, deadline).await?;
     helper.wait_for_socket(&request.hybrid_socket, deadline).await?;
-    Ok(ReadyDaemon { socket: identify(&request.socket)?, hybrid_socket: identify(&request.hybrid_socket)? })
-}
-
-fn identify(path: &Path) -> PortResult<SocketFile> {
-    let name = || path.display().to_string();
-    let facts = lstat(path).map_err(|error| PortError::os("lstat", name(), error))?;
-    if FileType::from_raw_mode(facts.st_mode) != FileType::Socket {
-        return Err(PortError::new(ErrorKind::Foreign, "lstat", name(), "it is no socket"));
-    }
-    Ok(SocketFile { device: facts.st_dev, inode: facts.st_ino })
-}
-
-/// Removes a socket. One whose identity was never recorded lies below the sandbox's own directory,
-/// where nobody else makes sockets.
-pub(super) fn remove_socket(request: &RemoveSocket) -> PortResult<()> {
-    let name = || request.path.display().to_string();
-    let found = identify(&request.path)?;
-    if request.file.is_some_and(|file| file != found) {
-        return Err(PortError::new(ErrorKind::Foreign, "unlink", name(), "another socket has taken its place"));
-    }
-    std::fs::remove_file(&request.path).map_err(|error| PortError::os("unlink", name(), error))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-
-    use super::*;
-
-    #[test]
-    fn only_our_own_socket_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vsock.sock");
-        let first = UnixListener::bind(&path).unwrap();
-        let file = Some(identify(&path).unwrap());
-        std::fs::rename(&path, dir.path().join("moved")).unwrap();
-        let _second = UnixListener::bind(&path).unwrap();
-        let remove = |file| remove_socket(&RemoveSocket { path: path.clone(), file });
-        assert_eq!(remove(file).unwrap_err().kind, ErrorKind::Foreign);
-        remove(None).unwrap();
-        assert!(remove(None).unwrap_err().is_absent());
-        std::fs::write(&path, "data").unwrap();
-        assert_eq!(remove(None).unwrap_err().kind, ErrorKind::Foreign);
-        drop(first);
-    }
+    Ok(ReadyDaemon { socket: SocketFile::at(&request.socket)?, hybrid_socket: SocketFile::at(&request.hybrid_socket)? })
 }

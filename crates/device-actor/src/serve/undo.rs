@@ -149,7 +149,11 @@ impl Undoing {
                 host.end_daemon(EndDaemon { process: process(entry), tag }, deadline).await
             }
             HostObject::File { path } => {
-                host.remove_socket(RemoveSocket { path: path.clone(), file: file(entry) }, deadline).await
+                host.remove_socket(
+                    RemoveSocket { path: path.clone(), file: SocketFile::of(entry.identity.as_ref()) },
+                    deadline,
+                )
+                .await
             }
             other => {
                 let cause = "the device actor makes no such object";
@@ -224,13 +228,6 @@ impl Undoing {
 fn process(entry: &Entry) -> Option<ProcessIdentity> {
     match entry.identity {
         Some(Identity::Process(process)) => Some(process),
-        _ => None,
-    }
-}
-
-fn file(entry: &Entry) -> Option<SocketFile> {
-    match entry.identity {
-        Some(Identity::Inode { device, inode }) => Some(SocketFile { device, inode }),
         _ => None,
     }
 }

@@ -26,7 +26,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 const RELEASE_RETRY: Duration = Duration::from_millis(5);
 
 /// Something that was made for a device and goes after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Backend {
     /// A named descriptor. What is made from it takes it: then there is none of that name any more.
     Fd(String),
@@ -40,7 +40,23 @@ pub(super) enum Backend {
     Chardev(String),
 }
 
+/// The kind and number of which a backend's name is made (`drive-7`).
+pub(super) fn number_of(name: &str) -> Option<(&str, u64)> {
+    let (kind, number) = name.rsplit_once('-')?;
+    Some((kind, number.parse().ok()?))
+}
+
 impl Backend {
+    /// The number in its name.
+    pub(super) fn number(&self) -> Option<u64> {
+        match self {
+            Self::FdSet(number) => Some(*number),
+            Self::Fd(name) | Self::Node(name) | Self::Netdev(name) | Self::Chardev(name) => {
+                number_of(name).map(|(_, number)| number)
+            }
+        }
+    }
+
     fn removal(&self) -> Command {
         match self {
             Self::Fd(name) => Command::new("closefd", json!({ "fdname": name })),
@@ -83,8 +99,15 @@ impl Maker<'_> {
     }
 
     /// Makes `backend` by `command`. One whose making is doubtful counts as made.
+    ///
+    /// Numbers are not used twice. What has this name all the same was left by an earlier process of
+    /// ours, for a device that does not exist, and goes.
     async fn produce(&mut self, backend: Backend, command: Command) -> PortResult<()> {
-        let result = self.vm.execute_on(self.object, command, self.deadline).await;
+        let mut result = self.vm.execute_on(self.object, command.clone(), self.deadline).await;
+        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Exists) {
+            self.vm.execute_on(self.object, backend.removal(), self.deadline).await?;
+            result = self.vm.execute_on(self.object, command, self.deadline).await;
+        }
         if result.as_ref().err().is_none_or(|error| error.outcome == Outcome::Doubtful) {
             self.made.push(backend);
         }

@@ -9,12 +9,14 @@ use std::path::Path;
 
 use crate::{FIRST_BRIDGE_SLOT, VmSpec};
 
-/// Number of the control channel's socket in QEMU.
+/// Number of the control channel's listening socket in QEMU.
 pub(super) const QMP_FD: RawFd = 3;
-/// Number of the serial console's socket in QEMU.
+/// Number of the serial console's listening socket in QEMU.
 pub(super) const CONSOLE_FD: RawFd = 4;
 /// The memory backend's name.
-const MEMORY: &str = "mem0";
+pub(super) const MEMORY: &str = "mem0";
+/// What the names of bridges begin with.
+const BRIDGE: &str = "pci-bridge-";
 /// What a taken-over QEMU may not do: start programs, change its user or its scheduling.
 const SECCOMP: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -59,9 +61,9 @@ pub(super) fn arguments(spec: &VmSpec, name: &str, executor: Executor) -> Vec<Os
     }
     args.option("-display", "none");
     args.option("-sandbox", SECCOMP);
-    args.option("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
+    args.option("-chardev", format!("socket,id=qmp,fd={QMP_FD},server=on,wait=off"));
     args.option("-mon", "chardev=qmp,mode=control");
-    args.option("-chardev", format!("socket,id=console,fd={CONSOLE_FD}"));
+    args.option("-chardev", format!("socket,id=console,fd={CONSOLE_FD},server=on,wait=off"));
     args.option("-serial", "chardev:console");
     for bridge in 0..spec.bridges {
         args.option("-device", pci_bridge(bridge));
@@ -106,9 +108,15 @@ fn memory(spec: &VmSpec) -> String {
     format!("{}M,slots={},maxmem={}M", spec.memory_mib, spec.memory_slots, spec.memory_max_mib)
 }
 
+/// The bridge of that name, if it is one.
+pub(super) fn bridge_of(name: &str) -> Option<u8> {
+    let number = name.strip_prefix(BRIDGE)?.parse().ok()?;
+    (bridge_name(number) == name).then_some(number)
+}
+
 /// Name of a bridge, which is also that of the bus behind it.
 pub(super) fn bridge_name(bridge: u8) -> String {
-    format!("pci-bridge-{bridge}")
+    format!("{BRIDGE}{bridge}")
 }
 
 /// The reserves are what a device plugged later finds room in: without them it has no BARs. QEMU

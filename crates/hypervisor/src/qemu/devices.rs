@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sandbox_model::device::PlacedDevice;
+use sandbox_model::device::{PciSlot, PlacedDevice};
 use sandbox_model::{ErrorKind, Instant, Outcome, PortError, PortResult};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
@@ -17,6 +17,16 @@ use super::vm::Vm;
 const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
 /// How long the last look at what is true may take, once a deadline has passed.
 const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// A device that QEMU has, or may have.
+#[derive(Debug)]
+pub(super) struct Plugged {
+    pub(super) place: PciSlot,
+    /// What stands behind it.
+    pub(super) backends: Vec<Backend>,
+    /// Whether only a query can tell if it is there: the answer to a command on it is missing.
+    pub(super) is_doubtful: bool,
+}
 
 /// A device that could not be plugged, and what may still stand behind it.
 #[derive(Debug)]
@@ -63,7 +73,7 @@ pub(super) async fn plug(
 }
 
 async fn try_plug(maker: &mut Maker<'_>, device: &PlacedDevice) -> PortResult<()> {
-    check_place(device, maker.vm.spec.bridges)?;
+    check_place(device, maker.vm.limits.bridges)?;
     let mut properties = maker.make(&device.config).await?;
     properties.insert("id".into(), device.id.as_str().into());
     properties.insert("bus".into(), bridge_name(device.slot.bridge).into());

@@ -2,20 +2,25 @@
 //! that were plugged. It does one thing at a time, and goes on when its caller has left.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use helper_process::{SocketFile, remove_socket};
 use sandbox_model::device::{PciPath, PciSlot, PlacedDevice};
 use sandbox_model::{DeviceId, ErrorKind, Instant, Outcome, PortError, PortResult, SandboxId};
 use tokio::sync::{mpsc, watch};
 
 use super::accelerator::KvmProbe;
-use super::backend::{Backend, release};
-use super::devices::{check_place, plug, unplug};
+use super::adoption::adopt;
+use super::backend::release;
+use super::devices::{Plugged, check_place, plug, unplug};
+use super::sockets::{Ends, Paths, bind_at, connect_first};
 use super::ticket::{NoReply, ticket};
 use super::vm::Vm;
 use crate::FIRST_BRIDGE_SLOT;
-use crate::{AddedDevice, PresentDevice, StartVm, StartedVm};
+use crate::{AddedDevice, AdoptVm, AdoptedVm, BindSocket, PresentDevice, RemoveSocket, StartVm, StartedVm};
 
 /// Calls that may wait for their turn.
 const QUEUE: usize = 64;
@@ -23,22 +28,17 @@ const QUEUE: usize = 64;
 /// What the task works on.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    pub(super) name: SandboxId,
-    pub(super) kvm: KvmProbe,
+    name: SandboxId,
+    kvm: KvmProbe,
+    paths: Paths,
+    /// Sockets that QEMU will inherit, by path.
+    bound: BTreeMap<PathBuf, OwnedFd>,
     /// The VM, once it has been started; also when it has ended since.
-    pub(super) vm: watch::Sender<Option<Arc<Vm>>>,
+    vm: watch::Sender<Option<Arc<Vm>>>,
     waiting: Vec<PlacedDevice>,
     plugged: BTreeMap<DeviceId, Plugged>,
     /// Devices plugged so far, which makes their backends' names.
     count: u64,
-}
-
-/// A device that QEMU has, or may have.
-#[derive(Debug)]
-struct Plugged {
-    place: PciSlot,
-    /// What stands behind it.
-    backends: Vec<Backend>,
 }
 
 type Job = Box<dyn for<'a> FnOnce(&'a mut Keeper) -> BoxFuture<'a, ()> + Send>;
@@ -91,8 +91,9 @@ impl KeeperHandle {
 }
 
 impl Keeper {
-    pub(super) fn new(name: SandboxId, kvm: KvmProbe, vm: watch::Sender<Option<Arc<Vm>>>) -> Self {
-        Self { name, kvm, vm, waiting: Vec::new(), plugged: BTreeMap::new(), count: 0 }
+    pub(super) fn new(name: SandboxId, kvm: KvmProbe, paths: Paths, vm: watch::Sender<Option<Arc<Vm>>>) -> Self {
+        let (bound, waiting, plugged) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        Self { name, kvm, paths, bound, vm, waiting, plugged, count: 0 }
     }
 
     /// Puts it into a task of the current runtime, which ends with the last handle.
@@ -106,12 +107,33 @@ impl Keeper {
         KeeperHandle(jobs)
     }
 
+    /// Makes a socket for QEMU and listens on it.
+    pub(super) async fn bind(&mut self, BindSocket { path }: BindSocket) -> PortResult<SocketFile> {
+        if path != self.paths.qmp && path != self.paths.console {
+            let cause = "it is none of this VM's sockets";
+            return Err(PortError::new(ErrorKind::Invalid, "bind", path.display().to_string(), cause));
+        }
+        let (listener, file) = bind_at(&path)?;
+        self.bound.insert(path, listener);
+        Ok(file)
+    }
+
+    /// Removes a socket.
+    pub(super) async fn unbind(&mut self, request: RemoveSocket) -> PortResult<()> {
+        self.bound.remove(&request.path);
+        remove_socket(&request.path, request.file)
+    }
+
     fn running(&self) -> Option<Arc<Vm>> {
         self.vm.borrow().clone()
     }
 
     /// Plugs a device, or keeps it for the start.
     pub(super) async fn add(&mut self, device: PlacedDevice, deadline: Instant) -> PortResult<AddedDevice> {
+        // Neither the name nor the place of a device that may be there is used again.
+        if self.plugged.values().any(|plugged| plugged.is_doubtful) {
+            self.query(deadline).await?;
+        }
         if self.plugged.contains_key(&device.id) || self.waiting.iter().any(|waiting| waiting.id == device.id) {
             return Err(PortError::new(ErrorKind::Exists, "device_add", device.id.as_str(), "it was added before"));
         }
@@ -130,12 +152,12 @@ impl Keeper {
         self.count += 1;
         match plug(vm, device, self.count, deadline).await {
             Ok(backends) => {
-                self.plugged.insert(device.id.clone(), Plugged { place: device.slot, backends });
+                self.plugged.insert(device.id.clone(), Plugged { place: device.slot, backends, is_doubtful: false });
                 Ok(())
             }
             Err(failed) => {
                 if failed.error.outcome == Outcome::Doubtful {
-                    let plugged = Plugged { place: device.slot, backends: failed.left };
+                    let plugged = Plugged { place: device.slot, backends: failed.left, is_doubtful: true };
                     self.plugged.insert(device.id.clone(), plugged);
                 }
                 Err(failed.error)
@@ -150,10 +172,9 @@ impl Keeper {
             self.waiting.retain(|device| device.id != id);
             return if self.waiting.len() < before { Ok(()) } else { Err(not_found(&id)) };
         };
-        if !self.plugged.contains_key(&id) {
-            return Err(not_found(&id));
-        }
+        let Some(plugged) = self.plugged.get_mut(&id) else { return Err(not_found(&id)) };
         let unplugged = unplug(&vm, id.as_str(), deadline).await;
+        plugged.is_doubtful |= unplugged.as_ref().is_err_and(|error| error.outcome == Outcome::Doubtful);
         let is_gone = unplugged.as_ref().err().is_none_or(PortError::is_absent);
         if is_gone && let Some(plugged) = self.plugged.remove(&id) {
             release(&vm, id.as_str(), plugged.backends).await;
@@ -186,9 +207,13 @@ impl Keeper {
         if self.running().is_some() {
             return Err(PortError::new(ErrorKind::Exists, "start", self.name.as_str(), "it was started before"));
         }
+        let sockets = [
+            self.ends(&self.paths.qmp.clone(), deadline).await?,
+            self.ends(&self.paths.console.clone(), deadline).await?,
+        ];
         let spec = &request.spec;
         let executor = self.kvm.decide(spec.accelerator, &spec.program, &spec.machine, &request.tag).await;
-        let vm = Arc::new(Vm::spawn(request, self.name.as_str(), executor).await?);
+        let vm = Arc::new(Vm::spawn(request, self.name.as_str(), executor, sockets).await?);
         // From here on it can be stopped, and its end awaited.
         self.vm.send_replace(Some(vm.clone()));
         match self.set_up(&vm, deadline).await {
@@ -198,6 +223,27 @@ impl Keeper {
                 Err(self.abandon(&vm, error).await)
             }
         }
+    }
+
+    /// Both ends of a socket that was bound.
+    async fn ends(&mut self, path: &Path, deadline: Instant) -> PortResult<Ends> {
+        let Some(listener) = self.bound.remove(path) else {
+            let cause = "its socket was not bound before";
+            return Err(PortError::new(ErrorKind::Invalid, "start", path.display().to_string(), cause));
+        };
+        connect_first(path, listener, deadline).await
+    }
+
+    /// Takes over a QEMU that runs.
+    pub(super) async fn adopt(&mut self, request: AdoptVm, deadline: Instant) -> PortResult<AdoptedVm> {
+        if self.running().is_some() || !self.waiting.is_empty() {
+            let cause = "this client has a VM, or devices for one";
+            return Err(PortError::new(ErrorKind::Exists, "adopt", self.name.as_str(), cause));
+        }
+        let adopted = adopt(&self.paths, request, deadline).await?;
+        (self.plugged, self.count) = (adopted.devices, adopted.count);
+        self.vm.send_replace(Some(Arc::new(adopted.vm)));
+        Ok(adopted.report)
     }
 
     /// Ends a VM whose start failed: nothing of it remains, or the outcome is doubtful.

@@ -4,21 +4,24 @@
 //! * [`accelerator`]: whether KVM works here, found out by trying.
 //! * [`vm`]: the running process with its control channel ([`qmp`]) and console.
 //! * [`keeper`]: the task that owns what changes, serving one device call at a time ([`ticket`]).
+//! * [`sockets`]: how it is reached; [`adoption`]: how a later process takes it over.
 //! * [`devices`], [`backend`]: plugging and unplugging; [`resize`]: vCPUs and memory.
 //!
 //! Stopping, waiting and last words go past the keeper, so that they answer while an unplug waits
 //! for its guest.
 //!
-//! Its host objects: the QEMU process, which carries the tag, and nothing else: no file, no socket
-//! with a name.
+//! Its host objects: the QEMU process, which carries the tag, and two sockets in the sandbox's
+//! directory.
 
 mod accelerator;
+mod adoption;
 mod backend;
 mod command_line;
 mod devices;
 mod keeper;
 mod qmp;
 mod resize;
+mod sockets;
 mod ticket;
 mod vm;
 
@@ -27,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use helper_process::end_process;
+use helper_process::{SocketFile, end_process};
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::device::PlacedDevice;
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult, SandboxId};
@@ -38,10 +41,12 @@ use tokio::time::timeout_at;
 use self::accelerator::KvmProbe;
 use self::keeper::{Keeper, KeeperHandle};
 use self::qmp::Command;
+use self::sockets::Paths;
 use self::vm::Vm;
 use crate::{
-    AddedDevice, AdoptVm, AdoptedVm, Capabilities, Hypervisor, KillVm, PresentDevice, RemoveDevice, ResizeMemory,
-    ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit, VmmFactory,
+    AddedDevice, AdoptVm, AdoptedVm, BindSocket, Capabilities, Hypervisor, KillVm, PresentDevice, RemoveDevice,
+    RemoveSocket, ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus, StartVm, StartedVm, StopVm, VmExit,
+    VmmFactory,
 };
 
 /// Makes VMs of QEMU. Clones share what was found out about KVM.
@@ -51,7 +56,7 @@ pub struct QemuFactory {
 }
 
 impl VmmFactory for QemuFactory {
-    fn create(&self, sandbox: &SandboxId, _dir: &Path, config: &SandboxConfig) -> PortResult<Arc<dyn Hypervisor>> {
+    fn create(&self, sandbox: &SandboxId, dir: &Path, config: &SandboxConfig) -> PortResult<Arc<dyn Hypervisor>> {
         let program = &config.hypervisor.path;
         // A bare name is sought in PATH, when it is started.
         if program.components().count() > 1
@@ -59,7 +64,7 @@ impl VmmFactory for QemuFactory {
         {
             return Err(PortError::os("find", program.display().to_string(), error));
         }
-        Ok(Arc::new(Qemu::new(sandbox.clone(), self.kvm.clone())))
+        Ok(Arc::new(Qemu::new(sandbox.clone(), self.kvm.clone(), Paths::of(dir))))
     }
 
     fn name(&self) -> &'static str {
@@ -72,18 +77,20 @@ impl VmmFactory for QemuFactory {
 pub struct Qemu {
     name: SandboxId,
     kvm: KvmProbe,
+    paths: Paths,
     /// Starts with the first call, on the runtime of its caller.
     keeper: OnceLock<KeeperHandle>,
     vm: watch::Sender<Option<Arc<Vm>>>,
 }
 
 impl Qemu {
-    fn new(name: SandboxId, kvm: KvmProbe) -> Self {
-        Self { name, kvm, keeper: OnceLock::new(), vm: watch::Sender::new(None) }
+    fn new(name: SandboxId, kvm: KvmProbe, paths: Paths) -> Self {
+        Self { name, kvm, paths, keeper: OnceLock::new(), vm: watch::Sender::new(None) }
     }
 
     fn keeper(&self) -> &KeeperHandle {
-        self.keeper.get_or_init(|| Keeper::new(self.name.clone(), self.kvm.clone(), self.vm.clone()).spawn())
+        let keeper = || Keeper::new(self.name.clone(), self.kvm.clone(), self.paths.clone(), self.vm.clone());
+        self.keeper.get_or_init(|| keeper().spawn())
     }
 
     fn vm(&self, operation: &str) -> PortResult<Arc<Vm>> {
@@ -111,6 +118,7 @@ impl Hypervisor for Qemu {
             share_fs: true,
             vcpu_hotplug: true,
             memory_hotplug: true,
+            sockets: vec![self.paths.qmp.clone(), self.paths.console.clone()],
         })
     }
 
@@ -134,15 +142,24 @@ impl Hypervisor for Qemu {
             .await
     }
 
+    async fn bind_socket(&self, request: BindSocket, deadline: Instant) -> PortResult<SocketFile> {
+        self.keeper().run("bind", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.bind(request))).await
+    }
+
+    async fn remove_socket(&self, request: RemoveSocket, deadline: Instant) -> PortResult<()> {
+        self.keeper().run("unlink", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.unbind(request))).await
+    }
+
     async fn start_vm(&self, request: StartVm, deadline: Instant) -> PortResult<StartedVm> {
         self.keeper()
             .run("start", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.start(request, deadline)))
             .await
     }
 
-    async fn adopt_vm(&self, request: AdoptVm, _: Instant) -> PortResult<AdoptedVm> {
-        let cause = "its control channel ended with the process that started it";
-        Err(PortError::new(ErrorKind::Unsupported, "adopt", request.tag, cause))
+    async fn adopt_vm(&self, request: AdoptVm, deadline: Instant) -> PortResult<AdoptedVm> {
+        self.keeper()
+            .run("adopt", self.name.as_str(), deadline, move |keeper| Box::pin(keeper.adopt(request, deadline)))
+            .await
     }
 
     async fn resume_vm(&self, (): (), deadline: Instant) -> PortResult<()> {

@@ -18,6 +18,8 @@ use crate::{ResizeMemory, ResizeVcpus, ResizedMemory, ResizedVcpus};
 const MIB: u64 = 1 << 20;
 /// Size of a guest's memory block if nobody says otherwise, in MiB (x86-64 below 64 GiB).
 const BLOCK_MIB: u64 = 128;
+/// What the names of DIMMs begin with.
+const DIMM: &str = "dimm-";
 /// How long a running guest may take to notice new memory (80 ms when measured). An agent that is
 /// told to bring memory online before the guest has seen it does nothing.
 const NOTICE: Duration = Duration::from_secs(2);
@@ -56,7 +58,7 @@ pub(super) async fn vcpus(vm: &Vm, request: &ResizeVcpus, deadline: Instant) -> 
 /// guest has seen it when this returns.
 pub(super) async fn memory(vm: &Vm, request: &ResizeMemory, deadline: Instant) -> PortResult<ResizedMemory> {
     let now = memory_mib(vm, deadline).await?;
-    let add = to_add(now, request, vm.spec.memory_max_mib);
+    let add = to_add(now, request, vm.limits.memory_max_mib);
     if add > 0 {
         plug_dimm(vm, add, deadline).await?;
     }
@@ -71,17 +73,18 @@ fn to_add(now: u64, request: &ResizeMemory, max: u64) -> u64 {
     wanted.min(possible) * block
 }
 
-async fn memory_mib(vm: &Vm, deadline: Instant) -> PortResult<u64> {
+pub(super) async fn memory_mib(vm: &Vm, deadline: Instant) -> PortResult<u64> {
     let summary = vm.execute(Command::new("query-memory-size-summary", Value::Null), deadline).await?;
     let bytes = |field: &str| summary[field].as_u64().unwrap_or(0);
     Ok(bytes("base-memory").saturating_add(bytes("plugged-memory")) / MIB)
 }
 
 async fn plug_dimm(vm: &Vm, mib: u64, deadline: Instant) -> PortResult<()> {
+    take_orphans(vm, deadline).await?;
     let dimm = free_name(&vm.device_names(deadline).await?);
-    let backend = format!("mem-{dimm}");
+    let backend = backend_of(&dimm);
     let (kind, share) =
-        if vm.spec.shared_memory { ("memory-backend-memfd", true) } else { ("memory-backend-ram", false) };
+        if vm.limits.shared_memory { ("memory-backend-memfd", true) } else { ("memory-backend-ram", false) };
     let arguments = json!({ "qom-type": kind, "id": backend, "size": mib * MIB, "share": share });
     vm.execute_on(&dimm, Command::new("object-add", arguments), deadline).await?;
     let events = vm.qmp.listen();
@@ -103,13 +106,32 @@ async fn plug_dimm(vm: &Vm, mib: u64, deadline: Instant) -> PortResult<()> {
     Ok(())
 }
 
+/// Name of a DIMM's memory.
+fn backend_of(dimm: &str) -> String {
+    format!("mem-{dimm}")
+}
+
+/// Takes away the memory of a DIMM that was never plugged: its plugging was cut short by a deadline
+/// or by the end of an earlier process of ours.
+async fn take_orphans(vm: &Vm, deadline: Instant) -> PortResult<()> {
+    let dimms = vm.device_names(deadline).await?;
+    for object in vm.parts("/objects", deadline).await? {
+        let is_dimm_s = object.name.starts_with(&backend_of(DIMM));
+        if is_dimm_s && !dimms.iter().any(|dimm| backend_of(dimm) == object.name) {
+            let removal = Command::new("object-del", json!({ "id": object.name }));
+            vm.execute_on(&object.name, removal, deadline).await?;
+        }
+    }
+    Ok(())
+}
+
 /// The lowest `dimm-N` that is free.
 fn free_name(taken: &[String]) -> String {
     let mut number = 0;
-    while taken.iter().any(|name| *name == format!("dimm-{number}")) {
+    while taken.iter().any(|name| *name == format!("{DIMM}{number}")) {
         number += 1;
     }
-    format!("dimm-{number}")
+    format!("{DIMM}{number}")
 }
 
 /// Waits for the guest's word (`_OST`) on the DIMM. A guest that never says it has the DIMM all the

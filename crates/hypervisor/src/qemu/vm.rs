@@ -3,18 +3,18 @@
 //! Nothing here changes after the start, so everybody may use it at once: what there is to order is
 //! ordered by QMP, one command at a time.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use helper_process::{HelperExit, HelperProcess, HelperSpec, LastWords};
-use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
-use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
+use serde_json::Value;
 use tokio::time::{timeout, timeout_at};
 
+use super::adoption::PERIPHERAL;
 use super::command_line::{CONSOLE_FD, Executor, QMP_FD, arguments};
 use super::qmp::{Command, Qmp};
+use super::sockets::Ends;
 use crate::{StartVm, VmExit, VmSpec};
 
 /// How long a QEMU that closed its control channel may take to end.
@@ -29,24 +29,38 @@ pub(super) struct Vm {
     pub(super) qmp: Qmp,
     pub(super) console: LastWords,
     pub(super) executor: Executor,
-    pub(super) spec: VmSpec,
+    pub(super) limits: Limits,
+}
+
+/// What a VM can grow to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// PCI bridges.
+    pub(super) bridges: u8,
+    /// Memory after all hotplug, in MiB.
+    pub(super) memory_max_mib: u64,
+    /// Whether memory is shared with vhost-user daemons.
+    pub(super) shared_memory: bool,
 }
 
 impl Vm {
     /// Starts the process. Its control channel is negotiated by [`greet`](Self::greet).
-    ///
-    /// Both sockets are pairs made here: nobody else can connect, and no file is left behind.
-    pub(super) async fn spawn(request: StartVm, name: &str, executor: Executor) -> PortResult<Self> {
-        let (qmp, qmp_theirs) = socket_pair()?;
-        let (console, console_theirs) = socket_pair()?;
+    pub(super) async fn spawn(
+        request: StartVm,
+        name: &str,
+        executor: Executor,
+        [qmp, console]: [Ends; 2],
+    ) -> PortResult<Self> {
         let process = HelperProcess::spawn(HelperSpec {
             program: request.spec.program.clone(),
             args: arguments(&request.spec, name, executor),
             tag: request.tag,
-            passed: vec![(qmp_theirs, QMP_FD), (console_theirs, CONSOLE_FD)],
+            passed: vec![(qmp.theirs, QMP_FD), (console.theirs, CONSOLE_FD)],
         })
         .await?;
-        Ok(Self { process, qmp: Qmp::new(qmp), console: LastWords::of(console), executor, spec: request.spec })
+        let VmSpec { bridges, memory_max_mib, shared_memory, .. } = request.spec;
+        let limits = Limits { bridges, memory_max_mib, shared_memory };
+        Ok(Self { process, qmp: Qmp::new(qmp.ours), console: LastWords::of(console.ours), executor, limits })
     }
 
     /// Opens the control channel.
@@ -134,9 +148,7 @@ impl Vm {
 
     /// The names of all devices that have one.
     pub(super) async fn device_names(&self, deadline: Instant) -> PortResult<Vec<String>> {
-        let command = Command::new("qom-list", json!({ "path": "/machine/peripheral" }));
-        let listed = self.execute(command, deadline).await?;
-        Ok(items(&listed).filter_map(|item| item["name"].as_str().map(str::to_owned)).collect())
+        Ok(self.parts(PERIPHERAL, deadline).await?.into_iter().map(|part| part.name).collect())
     }
 
     /// Ends it: `quit`, SIGTERM, SIGKILL, each after the one before has had `term`. Reaped.
@@ -169,13 +181,6 @@ pub(super) fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn socket_pair() -> PortResult<(UnixStream, PassedFd)> {
-    let refused = |error: std::io::Error| PortError::os("socketpair", "QEMU", error);
-    let (ours, theirs) = UnixStream::pair().map_err(refused)?;
-    let theirs = theirs.into_std().map_err(refused)?;
-    Ok((ours, PassedFd::new(OwnedFd::from(theirs))))
-}
-
 #[cfg(test)]
 impl Vm {
     /// A VM whose process sleeps and whose control channel ends at a scripted peer.
@@ -188,21 +193,7 @@ impl Vm {
             qmp: Qmp::new(ours),
             console: LastWords::of(tokio::io::empty()),
             executor: Executor::Tcg,
-            spec: VmSpec {
-                program: "/bin/sleep".into(),
-                machine: "q35".into(),
-                accelerator: sandbox_model::config::Accelerator::Tcg,
-                kernel: "/k".into(),
-                initrd: None,
-                kernel_params: String::new(),
-                vcpus: 1,
-                vcpus_max: 4,
-                memory_mib: 128,
-                memory_max_mib: 1024,
-                memory_slots: 4,
-                shared_memory: false,
-                bridges: 1,
-            },
+            limits: Limits { bridges: 1, memory_max_mib: 1024, shared_memory: false },
         };
         (vm, peer)
     }
@@ -210,6 +201,8 @@ impl Vm {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[tokio::test]

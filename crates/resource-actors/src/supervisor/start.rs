@@ -7,7 +7,7 @@ use actor_shell::{Call, LocalFuture};
 use cgroup_actor::{CreateCgroups, PlaceVm};
 use device_actor::{AttachDevice, AttachVfio, AttachVsock};
 use guest_agent::AgentAddress;
-use hypervisor::{StartVm as StartRequest, StartedVm};
+use hypervisor::{BindSocket, StartVm as StartRequest, StartedVm};
 use network_actor::NetworkIsUp;
 use sandbox_model::device::{DeviceConfig, VsockBackend, VsockDevice};
 use sandbox_model::ledger::{EntryId, HostObject, Identity, Scope};
@@ -253,16 +253,23 @@ impl Step for StartVm {
 }
 
 async fn start_paused(crew: &Crew, spec: hypervisor::VmSpec, deadline: Instant) -> Result<StartedVm, StepError> {
+    let failed = |error| StepError::own("start the VMM", error);
+    // Each is named in the ledger before the process: undone after it.
+    for path in crew.vmm.capabilities((), deadline).await.map_err(failed)?.sockets {
+        let object = HostObject::File { path: path.clone() };
+        let bound = crew.journal.make(Scope::Sandbox, object, |_| async move {
+            let file = crew.vmm.bind_socket(BindSocket { path }, deadline).await?;
+            Ok(((), file.into()))
+        });
+        bound.await.map_err(failed)?;
+    }
     let object = HostObject::Process { program: "vmm".to_owned() };
     let made = crew.journal.make(Scope::Sandbox, object, |entry| async move {
         let vm = crew.vmm.start_vm(StartRequest { spec, tag: crew.tag(entry) }, deadline).await?;
         let identity = vm.process.map_or(Identity::Named, Identity::Process);
         Ok((vm, identity))
     });
-    match made.await {
-        Ok((_, vm)) => Ok(vm),
-        Err(error) => Err(StepError::own("start the VMM", error)),
-    }
+    made.await.map(|(_, vm)| vm).map_err(failed)
 }
 
 impl Step for SetupAfterStartVm {

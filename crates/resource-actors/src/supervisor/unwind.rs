@@ -6,7 +6,7 @@ use std::time::Duration;
 use actor_shell::{Ask, Domain, Refused, Request, Serve};
 use cgroup_actor::UndoCgroups;
 use device_actor::UndoDevices;
-use hypervisor::KillVm;
+use hypervisor::{KillVm, RemoveSocket, SocketFile};
 use network_actor::UndoNetwork;
 use sandbox_model::ledger::{Entry, HostObject, Identity, Undo, UndoItem, UndoReport, VmFate};
 use sandbox_model::lifecycle::ActorName;
@@ -100,26 +100,34 @@ impl Crew {
         }
     }
 
-    /// The supervisor's own objects: the VMM's process.
+    /// The supervisor's own objects: the VMM's process, and its sockets.
     async fn undo_own(&self, entries: &[Entry], deadline: Instant) -> UndoReport {
         let mut report = UndoReport::default();
         for entry in entries {
-            let result = self.journal.unmake(entry, self.undo_process(entry, deadline)).await;
+            let result = self.journal.unmake(entry, self.undo_one(entry, deadline)).await;
             report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
         }
         report
     }
 
-    async fn undo_process(&self, entry: &Entry, deadline: Instant) -> PortResult<()> {
-        let process = match (&entry.object, &entry.identity) {
-            (HostObject::Process { .. }, Some(Identity::Process(process))) => Some(*process),
-            (HostObject::Process { .. }, None | Some(Identity::Named)) => None,
+    async fn undo_one(&self, entry: &Entry, deadline: Instant) -> PortResult<()> {
+        match (&entry.object, &entry.identity) {
+            (HostObject::Process { .. }, identity) => {
+                let process = match identity {
+                    Some(Identity::Process(process)) => Some(*process),
+                    _ => None,
+                };
+                let term_ms = self.config.runtime.deadlines.term_ms;
+                self.vmm.kill_vm(KillVm { process, tag: self.tag(entry.id), term_ms }, deadline).await
+            }
+            (HostObject::File { path }, identity) => {
+                let file = SocketFile::of(identity.as_ref());
+                self.vmm.remove_socket(RemoveSocket { path: path.clone(), file }, deadline).await
+            }
             (object, _) => {
                 let cause = "it is not the supervisor's";
-                return Err(PortError::new(ErrorKind::Invalid, "undo", object.to_string(), cause));
+                Err(PortError::new(ErrorKind::Invalid, "undo", object.to_string(), cause))
             }
-        };
-        let term_ms = self.config.runtime.deadlines.term_ms;
-        self.vmm.kill_vm(KillVm { process, tag: self.tag(entry.id), term_ms }, deadline).await
+        }
     }
 }
