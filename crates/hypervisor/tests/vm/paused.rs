@@ -1,119 +1,16 @@
 //! A real QEMU, without a guest that runs.
-//!
-//! Without QEMU these are skipped with a message, and fail where `CI=true`.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use helper_process::is_alive;
-use hypervisor::{
-    BindSocket, Hypervisor, KillVm, QemuFactory, RemoveDevice, ResizeMemory, ResizeVcpus, StartVm, StartedVm, StopVm,
-    VmSpec, VmmFactory,
-};
-use sandbox_model::config::{Accelerator, SandboxConfig};
-use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat, PciSlot, PlacedDevice};
-use sandbox_model::{DeviceId, ErrorKind, Instant, Outcome, PortResult, SandboxId};
-use tempfile::TempDir;
+use hypervisor::{KillVm, RemoveDevice, ResizeMemory, ResizeVcpus, StopVm, VmSpec};
+use sandbox_model::config::Accelerator;
+use sandbox_model::device::DeviceConfig;
+use sandbox_model::{ErrorKind, Instant, Outcome};
 
-const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-
-/// Whether QEMU is here; where it must be, its absence is a failure.
-fn has_qemu() -> bool {
-    let found = Path::new(QEMU).exists();
-    assert!(found || std::env::var_os("CI").is_none_or(|ci| ci != "true"), "no {QEMU}");
-    if !found {
-        eprintln!("skipped: no {QEMU}");
-    }
-    found
-}
-
-fn in_seconds(seconds: u64) -> Instant {
-    Instant::now() + Duration::from_secs(seconds)
-}
-
-fn id(text: &str) -> DeviceId {
-    DeviceId::new(text).expect("an id")
-}
-
-/// One VM and the files around it.
-struct Bench {
-    vm: Arc<dyn Hypervisor>,
-    dir: TempDir,
-    tag: String,
-}
-
-impl Bench {
-    fn new(name: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let sandbox = SandboxId::new(name).expect("an id");
-        let vm = QemuFactory::default().create(&sandbox, dir.path(), &SandboxConfig::default()).expect("QEMU is here");
-        Self { vm, dir, tag: format!("{name}-{}/1", std::process::id()) }
-    }
-
-    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
-        let path = self.dir.path().join(name);
-        std::fs::write(&path, content).expect("a file");
-        path
-    }
-
-    /// A VM whose kernel is a file of nonsense: enough for as long as it is paused.
-    fn spec(&self) -> VmSpec {
-        // QEMU looks into the header before anything runs: a multiboot-less, tiny bzImage.
-        let mut kernel = vec![0_u8; 64 * 1024];
-        kernel[0x1f1] = 1;
-        kernel[0x202..0x206].copy_from_slice(b"HdrS");
-        kernel[0x206..0x208].copy_from_slice(&0x0203_u16.to_le_bytes());
-        VmSpec {
-            program: QEMU.into(),
-            machine: "q35".into(),
-            accelerator: Accelerator::Tcg,
-            kernel: self.file("kernel", &kernel),
-            initrd: None,
-            kernel_params: "console=ttyS0".into(),
-            vcpus: 1,
-            vcpus_max: 3,
-            memory_mib: 128,
-            memory_max_mib: 1024,
-            memory_slots: 4,
-            shared_memory: true,
-            bridges: 2,
-        }
-    }
-
-    async fn start(&self, spec: VmSpec) -> PortResult<StartedVm> {
-        for path in self.vm.capabilities((), in_seconds(5)).await?.sockets {
-            self.vm.bind_socket(BindSocket { path }, in_seconds(5)).await?;
-        }
-        self.vm.start_vm(StartVm { spec, tag: self.tag.clone() }, in_seconds(20)).await
-    }
-
-    async fn stop(&self) {
-        let exit = self.vm.stop_vm(StopVm { term_ms: 2000 }, in_seconds(20)).await.expect("it ends");
-        assert_eq!((exit.code, exit.signal), (Some(0), None), "{}", exit.last_words);
-    }
-
-    fn disk(&self, name: &str, bridge: u8, slot: u8) -> PlacedDevice {
-        let path = self.file(&format!("{name}.img"), &[0; 64 * 1024]);
-        let access = if slot.is_multiple_of(2) { Access::ReadOnly } else { Access::ReadWrite };
-        let serial = Some(name.to_owned());
-        let config = DeviceConfig::Block(BlockDevice { path, access, format: DiskFormat::Raw, direct: false, serial });
-        PlacedDevice { id: id(name), slot: PciSlot { bridge, slot }, config }
-    }
-
-    async fn add(&self, device: PlacedDevice) -> PortResult<String> {
-        let added = self.vm.add_device(device, in_seconds(10)).await?;
-        Ok(added.pci_path.expect("on PCI").0)
-    }
-
-    async fn devices(&self) -> Vec<DeviceId> {
-        let present = self.vm.query_devices((), in_seconds(10)).await.expect("QEMU answers");
-        let mut devices: Vec<_> = present.into_iter().map(|device| device.id).collect();
-        devices.sort();
-        devices
-    }
-}
+use crate::bench::{Bench, has_qemu};
+use crate::{id, in_seconds};
 
 #[tokio::test]
 async fn devices_come_cold_and_hot_by_one_path() {
@@ -272,7 +169,7 @@ async fn a_start_that_fails_says_why_in_qemu_s_words_and_leaves_nothing() {
     let bench = Bench::new("bad-kernel");
     let spec = VmSpec { kernel: "/no/such/kernel".into(), ..bench.spec() };
     let error = bench.start(spec).await.unwrap_err();
-    let wanted = "start QEMU for bad-kernel: QEMU ended with exit status 1: ";
+    let wanted = "start QEMU for pod: QEMU ended with exit status 1: ";
     assert!(error.to_string().starts_with(wanted), "{error}");
     assert!(error.cause.contains("could not open kernel file '/no/such/kernel'"), "{error}");
     assert_eq!((error.kind, error.outcome), (ErrorKind::PeerGone, Outcome::NotDone));
