@@ -144,6 +144,38 @@ pub(crate) enum TraceCommand {
         #[command(flatten)]
         json: Json,
     },
+    /// Draw a trace: who did what when, and what waited for whom
+    Timeline(TimelineArgs),
+    /// Tell in words what led to a record, what it waited for and what it made
+    Explain {
+        /// What `run --trace` wrote
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The number of a record, as the timeline shows it
+        seq: u64,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("target").required(true).multiple(true).args(["output", "svg", "chrome"])))]
+pub(crate) struct TimelineArgs {
+    /// What `run --trace` wrote
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// Write a page for a browser; it needs nothing else
+    #[arg(short, long, value_name = "HTML", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// Write the picture of one sandbox
+    #[arg(long, value_name = "SVG", value_hint = ValueHint::FilePath)]
+    pub(crate) svg: Option<PathBuf>,
+    /// Which sandbox the SVG shows [default: the first]
+    #[arg(long, value_name = "ID", requires = "svg")]
+    pub(crate) sandbox: Option<SandboxId>,
+    /// Write Chrome's trace format, for ui.perfetto.dev
+    #[arg(long, value_name = "JSON", value_hint = ValueHint::FilePath)]
+    pub(crate) chrome: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

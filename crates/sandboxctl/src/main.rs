@@ -7,6 +7,7 @@
 //! * [`world`]: the ports of each mode. [`owner`]: whether a sandbox is run by a living process.
 //! * [`private`]: throw-away namespaces. [`doctor`]: what this host can do.
 //! * [`bundle`] and [`amend`]: the OCI spec on its way into the guest.
+//! * [`story`]: what a trace tells. [`pictures`]: how that is drawn and said.
 //! * [`output`]: errors, progress, tables.
 
 mod amend;
@@ -17,8 +18,10 @@ mod doctor;
 mod mode;
 mod output;
 mod owner;
+mod pictures;
 mod private;
 mod settings;
+mod story;
 mod world;
 
 fn main() -> std::process::ExitCode {

@@ -30,8 +30,11 @@ pub(crate) fn dispatch() -> ExitCode {
         Command::Inspect { id, json } => finish(sandboxes::inspect(&cli.global, &id, json.json), json.json),
         Command::Cleanup(args) => finish(sandboxes::cleanup(&cli.global, &args), args.json.json),
         Command::Trace(command) => {
-            let TraceCommand::Replay { json, .. } = &command;
-            finish(trace::trace(&command), json.json)
+            let json = match &command {
+                TraceCommand::Replay { json, .. } | TraceCommand::Explain { json, .. } => json.json,
+                TraceCommand::Timeline(_) => false,
+            };
+            finish(trace::trace(&command), json)
         }
         Command::Doctor(flags) => finish(doctor::doctor(&cli.global, flags.json), flags.json),
         Command::Config(command) => finish(config::config(&cli.global, &command), false),

@@ -95,6 +95,11 @@ codes! {
         "The same messages led to other answers or another final state than recorded. Either this is\n\
          another version than the one that recorded, or an actor depends on something that the trace\n\
          does not hold, which is a defect. The exit code is 5.";
+    RECORD "E0603" "the trace has no such record"
+        "Records are named by their number, `seq`. `created` records and the header have nothing to\n\
+         explain.";
+    OUTPUT "E0604" "a file cannot be written"
+        "The message names the file. Is the directory there and writable?";
 }
 
 impl Code {
