@@ -41,9 +41,11 @@ fn main() -> Result<()> {
         version: TRACE_VERSION,
         build: env!("CARGO_PKG_VERSION").to_owned(),
         vmm: "simulated".to_owned(),
-        host: "private".to_owned(),
+        host: "simulated".to_owned(),
         config_digest: String::new(),
         seed: Some(1),
+        faults: None,
+        part: 1,
     };
     let trace = TraceFile::create(Path::new(&file), header)?;
     let sink = trace.sink();

@@ -46,12 +46,7 @@ pub(crate) enum Command {
     /// List sandboxes
     List(Json),
     /// Show what a sandbox is made of
-    Inspect {
-        /// Which sandbox
-        id: SandboxId,
-        #[command(flatten)]
-        json: Json,
-    },
+    Inspect(InspectArgs),
     /// Undo what a sandbox has left behind
     Cleanup(CleanupArgs),
     /// Work with recorded traces
@@ -120,6 +115,17 @@ pub(crate) struct RunArgs {
     /// Progress, output and result as JSON lines on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Which sandbox
+    pub(crate) id: SandboxId,
+    /// Show it again whenever something changes, until it is gone
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Args)]

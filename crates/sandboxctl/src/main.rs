@@ -7,6 +7,7 @@
 //! * [`world`]: the ports of each mode. [`owner`]: whether a sandbox is run by a living process.
 //! * [`private`]: throw-away namespaces. [`doctor`]: what this host can do.
 //! * [`bundle`] and [`amend`]: the OCI spec on its way into the guest.
+//! * [`look`]: what the kernel shows of a sandbox.
 //! * [`story`]: what a trace tells. [`pictures`]: how that is drawn and said.
 //! * [`output`]: errors, progress, tables.
 
@@ -15,6 +16,7 @@ mod bundle;
 mod cli;
 mod commands;
 mod doctor;
+mod look;
 mod mode;
 mod output;
 mod owner;

@@ -23,7 +23,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A message that failed, a call that failed, a message that waited behind others.
-const EXPLAINED: [&str; 3] = ["12", "41", "154"];
+const EXPLAINED: [&str; 3] = ["22", "90", "288"];
 
 #[test]
 fn an_explanation_says_what_it_said_before() {

@@ -147,7 +147,15 @@ fn list_inspect_and_cleanup_know_what_a_ledger_says() {
     let listed: Value = serde_json::from_str(&tool(&["list", "--json"]).1).unwrap();
     assert_eq!(listed, json!({"v": 1, "sandboxes": [{"id": "old", "state": "left", "objects": 1}]}));
     let (code, inspected, _) = tool(&["inspect", "old"]);
-    assert!(code == 0 && inspected.contains("perhaps made  directory "), "{inspected}");
+    assert!(code == 0 && inspected.contains("! #1 directory rw  (perhaps made, not there)"), "{inspected}");
+    fs::create_dir(&rw).unwrap();
+    fs::write(dir.join("stranger"), "").unwrap();
+    let (_, inspected, _) = tool(&["inspect", "old", "--json"]);
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected["counts"]["there"], 1, "{inspected}");
+    assert_eq!(inspected["strangers"], json!([{"kind": "file", "name": dir.join("stranger")}]));
+    fs::remove_dir(&rw).unwrap();
+    fs::remove_file(dir.join("stranger")).unwrap();
     let (code, _, said) = tool(&["inspect", "new"]);
     assert!(code == 1 && said.starts_with("error[E0103]"), "{said}");
     let (code, _, said) = tool(&["cleanup", "new"]);
@@ -171,4 +179,27 @@ fn list_inspect_and_cleanup_know_what_a_ledger_says() {
     assert_eq!((code, &cleaned["sandboxes"][0]["clean"]), (0, &json!(true)), "{said}");
     assert!(!dir.exists());
     assert_eq!(tool(&["list"]).1, "SANDBOX  STATE  OBJECTS\n");
+}
+
+#[test]
+fn a_watch_tells_each_change_and_ends_with_the_sandbox() {
+    let home = TempDir::new().unwrap();
+    let state = home.path().join("state");
+    let dir = state.join("seen");
+    fs::create_dir_all(&dir).unwrap();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let header = json!({"record": "header", "version": 1, "sandbox": "seen", "boot": boot.trim()});
+    let object = json!({"directory": {"path": dir.join("rw")}});
+    let intent = json!({"record": "intent", "entry": 1, "actor": "share-fs", "scope": "sandbox", "object": object});
+    fs::write(dir.join("ledger.jsonl"), format!("{header}\n{intent}\n")).unwrap();
+    let args = ["inspect", "seen", "--watch", "--json", "--state-dir", state.to_str().unwrap()];
+    let mut watch = sandboxctl(home.path(), &args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()));
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next()["objects"][0]["sight"], "vanished");
+    fs::create_dir(dir.join("rw")).unwrap();
+    assert_eq!(next()["objects"][0]["sight"], "there");
+    fs::remove_file(dir.join("ledger.jsonl")).unwrap();
+    assert_eq!(next()["state"], "gone");
+    assert!(watch.wait().unwrap().success());
 }

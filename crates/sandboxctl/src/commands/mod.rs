@@ -3,6 +3,7 @@
 mod config;
 mod doctor;
 mod help;
+mod inspect;
 mod run;
 mod sandboxes;
 mod trace;
@@ -27,7 +28,7 @@ pub(crate) fn dispatch() -> ExitCode {
     match command {
         Command::Run(args) => run::run(&cli.global, &args),
         Command::List(flags) => finish(sandboxes::list(&cli.global, flags.json), flags.json),
-        Command::Inspect { id, json } => finish(sandboxes::inspect(&cli.global, &id, json.json), json.json),
+        Command::Inspect(args) => finish(inspect::inspect(&cli.global, &args), args.json.json),
         Command::Cleanup(args) => finish(sandboxes::cleanup(&cli.global, &args), args.json.json),
         Command::Trace(command) => {
             let json = match &command {

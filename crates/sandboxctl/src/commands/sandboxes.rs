@@ -1,4 +1,4 @@
-//! `list`, `inspect`, `cleanup`: sandboxes of whichever process, by their ledgers.
+//! `list`, `cleanup`: sandboxes of whichever process, by their ledgers.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,9 @@ use resource_actors::ledger::{DirectoryStore, LedgerTable, SandboxStore, read};
 use resource_actors::{ResourceSystem, SandboxError};
 use sandbox_model::SandboxId;
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{Entry, UndoReport, Undone};
+use sandbox_model::ledger::{UndoReport, Undone};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::{CleanupArgs, Global};
@@ -16,17 +18,18 @@ use crate::output::{Code, Exit, Failure, data, json as print_json};
 use crate::{owner, world};
 
 /// What is known of a sandbox from outside.
-struct Seen {
+pub(super) struct Seen {
     id: SandboxId,
     /// Whether a living process runs it.
     runs: bool,
     /// Whether the host has been booted since: then what it names is gone.
     old_boot: bool,
-    ledger: LedgerTable,
+    pub(super) ledger: LedgerTable,
 }
 
 impl Seen {
-    fn state(&self) -> &'static str {
+    /// In words.
+    pub(super) fn state(&self) -> &'static str {
         match (self.runs, self.old_boot) {
             (true, _) => "running",
             (false, false) => "left",
@@ -35,35 +38,36 @@ impl Seen {
     }
 }
 
+/// What `list --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct List {
+    /// The version of this document: 1.
+    v: u32,
+    sandboxes: Vec<Listed>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Listed {
+    #[schemars(with = "String")]
+    id: SandboxId,
+    /// `running`, `left` or `left by an earlier boot`.
+    state: &'static str,
+    /// Open entries of its ledger.
+    objects: usize,
+}
+
 /// Prints one line for each sandbox.
 pub(crate) fn list(global: &Global, as_json: bool) -> Result<(), Failure> {
-    let seen: Result<Vec<_>, _> = ids(global)?.into_iter().map(|id| look(&global.state_dir, id)).collect();
+    let seen: Result<Vec<_>, _> = ids(global)?.into_iter().map(|id| read_ledger(&global.state_dir, id)).collect();
     let seen = seen?;
     if as_json {
-        let rows = seen.iter().map(|one| json!({"id": one.id, "state": one.state(), "objects": one.ledger.len()}));
-        print_json(&json!({"v": 1, "sandboxes": rows.collect::<Vec<_>>()}));
+        let row = |one: &Seen| Listed { id: one.id.clone(), state: one.state(), objects: one.ledger.len() };
+        print_json(&json!(List { v: 1, sandboxes: seen.iter().map(row).collect() }));
         return Ok(());
     }
     let header = ["SANDBOX", "STATE", "OBJECTS"].map(str::to_owned).to_vec();
     let row = |one: &Seen| vec![one.id.to_string(), one.state().to_owned(), one.ledger.len().to_string()];
     data(&columns(&[header].into_iter().chain(seen.iter().map(row)).collect::<Vec<_>>()));
-    Ok(())
-}
-
-/// Prints what a sandbox's ledger says.
-pub(crate) fn inspect(global: &Global, id: &SandboxId, as_json: bool) -> Result<(), Failure> {
-    let seen = look(&global.state_dir, id.clone())?;
-    if as_json {
-        let objects: Vec<_> = seen.ledger.entries().collect();
-        print_json(&json!({"v": 1, "id": id, "state": seen.state(), "objects": objects}));
-        return Ok(());
-    }
-    let row = |entry: &Entry| {
-        let known = if entry.identity.is_some() { "made" } else { "perhaps made" };
-        vec![format!("  {}", entry.id), entry.actor.to_string(), known.to_owned(), entry.object.to_string()]
-    };
-    let rows: Vec<_> = seen.ledger.entries().map(row).collect();
-    data(&format!("{id}  {}  {} objects\n{}", seen.state(), rows.len(), columns(&rows)));
     Ok(())
 }
 
@@ -108,7 +112,7 @@ fn ids(global: &Global) -> Result<Vec<SandboxId>, Failure> {
 }
 
 /// Reads a ledger without taking part in the sandbox.
-fn look(state_dir: &Path, id: SandboxId) -> Result<Seen, Failure> {
+pub(super) fn read_ledger(state_dir: &Path, id: SandboxId) -> Result<Seen, Failure> {
     let path = SandboxDir::new(state_dir, &id).ledger();
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(unknown(state_dir, &id)),
@@ -177,4 +181,14 @@ pub(super) fn remains(id: &SandboxId, report: &UndoReport) -> Option<Failure> {
     failure.state = format!("{} of {} objects remain", left.len(), report.items.len());
     failure.exit = Exit::Remains;
     Some(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<List>("list.v1.json");
+    }
 }

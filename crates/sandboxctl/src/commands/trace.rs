@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::cli::{TimelineArgs, TraceCommand};
 use crate::output::{Code, Exit, Failure, data, json as print_json};
-use crate::pictures::explain::Explained;
+use crate::pictures::explain::Explanation;
 use crate::pictures::{chrome, page, svg};
 use crate::story::{Life, Story};
 
@@ -80,13 +80,13 @@ fn create(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()
 
 fn explain(file: &Path, seq: u64, as_json: bool) -> Result<(), Failure> {
     let story = read(file, "explain")?;
-    let explained = Explained::find(&story, seq).ok_or_else(|| {
+    let explained = Explanation::find(&story, seq).ok_or_else(|| {
         let why = "it tells of messages, calls and interruptions by their numbers";
         let advice = format!("sandboxctl trace timeline {} -o page.html shows the numbers", file.display());
         Failure::early(Code::RECORD, format!("{} has no record {seq} to explain", file.display()), why, advice)
     })?;
     if as_json {
-        print_json(&explained.json())
+        print_json(&json!(explained))
     } else {
         data(&explained.text())
     }

@@ -5,6 +5,8 @@
 pub(crate) mod codes;
 pub(crate) mod failure;
 pub(crate) mod progress;
+#[cfg(test)]
+pub(crate) mod schema;
 pub(crate) mod steps;
 pub(crate) mod table;
 

@@ -43,16 +43,21 @@ impl Progress {
         self.style != Style::Silent
     }
 
-    /// A step has ended; `problem` says how it failed.
-    pub(crate) fn step(&self, actor: &str, step: &str, took: Duration, problem: Option<&str>) {
+    /// A step has ended. `objects` are those that it made, or with a minus took away; `problem` says
+    /// how it failed.
+    pub(crate) fn step(&self, actor: &str, step: &str, took: Duration, objects: &[String], problem: Option<&str>) {
         let milliseconds = took.as_secs_f64() * 1000.0;
         match self.style {
             Style::Silent => {}
             Style::Json => self.event(json!({
-                "event": "step", "actor": actor, "step": step, "us": took.as_micros() as u64, "error": problem,
+                "event": "step", "actor": actor, "step": step, "us": took.as_micros() as u64, "objects": objects,
+                "error": problem,
             })),
             Style::Lines { fancy } => {
-                let line = render(actor, step, milliseconds, problem, fancy);
+                let tail =
+                    [objects.join(", "), problem.unwrap_or_default().to_owned()].map(|part| part.trim().to_owned());
+                let tail: Vec<_> = tail.into_iter().filter(|part| !part.is_empty()).collect();
+                let line = render(actor, step, milliseconds, &tail.join("  "), problem.is_some(), fancy);
                 // anstream leaves colours out where NO_COLOR or a pipe says so.
                 drop(writeln!(anstream::stderr(), "{line}"));
             }
@@ -77,15 +82,14 @@ impl Progress {
     }
 }
 
-fn render(actor: &str, step: &str, milliseconds: f64, problem: Option<&str>, fancy: bool) -> String {
-    let mark = match (problem, fancy) {
-        (None, true) => "\u{1b}[32m✓\u{1b}[0m",
-        (Some(_), true) => "\u{1b}[31m✗\u{1b}[0m",
-        (None, false) => "ok  ",
-        (Some(_), false) => "FAIL",
+fn render(actor: &str, step: &str, milliseconds: f64, tail: &str, failed: bool, fancy: bool) -> String {
+    let mark = match (failed, fancy) {
+        (false, true) => "\u{1b}[32m✓\u{1b}[0m",
+        (true, true) => "\u{1b}[31m✗\u{1b}[0m",
+        (false, false) => "ok  ",
+        (true, false) => "FAIL",
     };
-    let tail = problem.map(|problem| format!("  {problem}")).unwrap_or_default();
-    format!("{mark} {actor:<10} {step:<36} {milliseconds:>8.1} ms{tail}")
+    format!("{mark} {actor:<10} {step:<24} {milliseconds:>8.1} ms  {tail}").trim_end().to_owned()
 }
 
 /// `PrepareBeforeStartVm` as people write it: `prepare before start vm`.
@@ -107,10 +111,10 @@ mod tests {
     #[test]
     fn a_step_is_one_line() {
         assert_eq!(
-            render("network", "set up network", 4.12, None, false),
-            "ok   network    set up network                            4.1 ms"
+            render("network", "set up network", 4.12, "netns, tap0_kata", false, false),
+            "ok   network    set up network                4.1 ms  netns, tap0_kata"
         );
-        assert!(render("device", "attach", 0.0, Some("EBUSY"), true).ends_with("0.0 ms  EBUSY"));
+        assert!(render("device", "attach", 0.0, "EBUSY", true, true).ends_with("0.0 ms  EBUSY"));
         assert_eq!(in_words("PrepareBeforeStartVm"), "prepare before start vm");
     }
 }

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use crate::story::layout::Layout;
+use crate::story::layout::{Layout, lane_of_actor};
 use crate::story::{Life, Message, Outcome, Story};
 
 /// Threads of one lane: its messages, then its rows of calls.
@@ -69,10 +69,15 @@ fn of_life(pid: usize, life: &Life) -> Vec<Event> {
     }
     for (call, place) in life.calls.iter().zip(&layout.calls) {
         let tid = thread(place.lane, place.row + 1);
-        let mark = call.mark.as_ref().map(|mark| format!("{} {}", mark.sign(), mark.object()));
-        let args = json!({"seq": call.seq, "cause": call.cause, "port": call.port, "how": how(&call.outcome), "object": mark, "request": call.request});
+        let args = json!({"seq": call.seq, "cause": call.cause, "port": call.port, "how": how(&call.outcome), "request": call.request});
         let took = call.ended_us - call.begun_us;
         add(call.begun_us, took, slice((pid, tid), (call.begun_us, took), &call.method, &call.port, args));
+    }
+    let notes = life.marks.iter().map(|mark| (mark.actor, mark.at_us, mark.text()));
+    let happened = life.events.iter().map(|event| (event.actor, event.at_us, event.what.clone()));
+    for (actor, ts, name) in notes.chain(happened) {
+        let tid = thread(lane_of_actor(actor), 0);
+        add(ts, 0, json!({"ph": "i", "s": "t", "name": name, "cat": "ledger", "pid": pid, "tid": tid, "ts": ts}));
     }
     for (name, depths) in depths(life, &layout) {
         for (at, depth) in depths {
@@ -88,6 +93,7 @@ fn how(outcome: &Outcome) -> String {
         Outcome::Done => "done".to_owned(),
         Outcome::AlreadyGone => "already gone".to_owned(),
         Outcome::Failed(why) => format!("failed: {why}"),
+        Outcome::Dropped => "given up".to_owned(),
         Outcome::Open => "no answer in the trace".to_owned(),
     }
 }
@@ -168,6 +174,7 @@ mod tests {
                 "M" => has(&["args"]),
                 "X" => has(&["ts", "dur", "tid", "cat"]),
                 "b" | "e" | "s" | "f" => has(&["ts", "tid", "id", "cat"]),
+                "i" => has(&["ts", "tid", "s"]),
                 "C" => assert!(event["args"]["messages"].is_number(), "{event}"),
                 other => panic!("phase {other} is none of ours"),
             }

@@ -2,271 +2,283 @@
 
 use std::fmt::Write;
 
+use sandbox_model::SandboxId;
+use sandbox_model::lifecycle::ActorName;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::output::table::columns;
-use crate::story::{Call, Found, Life, Message, Outcome, Purpose, Story, time};
+use crate::story::{Call, Found, Happening, Life, Mark, Message, Outcome, Purpose, Story, time};
 
-/// Effects that are listed; the rest is counted.
+/// Rows of a list that are said; the rest is counted.
 const LISTED_MAX: usize = 40;
 
-/// A record that is to be explained, with all that belongs to it.
-pub(crate) struct Explained<'a> {
-    life: &'a Life,
-    seq: u64,
-    found: Found<'a>,
+/// What `trace explain --json` prints. Times are microseconds; `begun_us` counts from the begin of the
+/// sandbox's life.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Explanation {
+    /// The version of this document: 1.
+    v: u32,
+    kind: Kind,
+    #[schemars(with = "String")]
+    sandbox: SandboxId,
+    /// The record itself.
+    record: Brief,
+    /// What it was for.
+    purpose: &'static str,
     /// The messages that led to it, the command from outside first.
-    because: Vec<&'a Message>,
-    /// The messages that its actor served while it waited, and how long of that time each took.
-    behind: Vec<(&'a Message, u64)>,
-    calls: Vec<&'a Call>,
-    asked: Vec<&'a Message>,
+    because: Vec<Brief>,
+    /// How long it lay in the mailbox.
+    queue_us: u64,
+    /// What its actor served meanwhile; `took_us` is the part that it waited for.
+    behind: Vec<Brief>,
+    /// The calls that it made through ports.
+    calls: Vec<Brief>,
+    /// The messages that it sent to other actors.
+    asked: Vec<Brief>,
+    /// What it and all that followed from it made, took away or left.
+    objects: Vec<Object>,
+    /// Content of the message or call.
+    request: Value,
+    /// What came back.
+    reply: Value,
 }
 
-impl<'a> Explained<'a> {
-    /// Finds record `seq`; `None` if the trace has no such message, call or interruption.
-    pub(crate) fn find(story: &'a Story, seq: u64) -> Option<Self> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Message,
+    Call,
+    /// A record of the ledger.
+    Object,
+    /// An interruption, a death, an opening.
+    Event,
+}
+
+/// A record in one row.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Brief {
+    seq: u64,
+    actor: ActorName,
+    /// Name of a message, port and method of a call, otherwise words.
+    name: String,
+    begun_us: u64,
+    took_us: u64,
+    /// `done`, `already-gone`, `failed`, `dropped` or `open`.
+    outcome: &'static str,
+    /// Why it failed.
+    why: Option<String>,
+}
+
+/// A change of an object.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Object {
+    /// Of its record.
+    seq: u64,
+    /// The ledger's entry.
+    entry: u64,
+    /// `▲ OBJECT` was made, `▼ OBJECT` taken away, `! OBJECT: WHY` left.
+    text: String,
+}
+
+impl Explanation {
+    /// Explains record `seq`; `None` if the trace has no such record, or it has nothing to explain.
+    pub(crate) fn find(story: &Story, seq: u64) -> Option<Self> {
         let (life, found) = story.lives.iter().find_map(|life| Some((life, life.find(seq)?)))?;
-        let by_seq = life.by_seq();
-        let mut because = Vec::new();
-        let mut cause = match found {
-            Found::Message(message) => message.cause,
-            Found::Call(call) => call.cause,
-            Found::Interruption(_) => None,
-        };
-        while let Some(message) = cause.and_then(|cause| by_seq.get(&cause)) {
-            because.insert(0, *message);
-            // A record is caused by an earlier one: this ends.
-            cause = message.cause.filter(|cause| *cause < message.seq);
-        }
-        let (mut behind, mut calls, mut asked) = (Vec::new(), Vec::new(), Vec::new());
-        if let Found::Message(message) = found {
-            behind = served_meanwhile(life, message);
-            calls = life.calls.iter().filter(|call| call.cause == Some(message.seq)).collect();
-            asked = life.messages.iter().filter(|other| other.cause == Some(message.seq)).collect();
-        }
-        Some(Self { life, seq, found, because, behind, calls, asked })
+        let view = View { life };
+        Some(match found {
+            Found::Message(message) => view.message(message),
+            Found::Call(call) => Self {
+                purpose: purpose(call.purpose),
+                request: call.request.clone(),
+                reply: json!(call.result),
+                ..view.blank(Kind::Call, view.call(call), call.cause)
+            },
+            Found::Mark(mark) => view.blank(Kind::Object, view.mark(mark), mark.cause),
+            Found::Happening(event) => view.blank(Kind::Event, view.event(event), event.cause),
+        })
     }
 
     /// For people.
     pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
-        let life = self.life;
-        let since = |us: u64| time(us.saturating_sub(life.begun_us));
-        match self.found {
-            Found::Message(message) => {
-                let Message { name, actor, taken_us, ended_us, .. } = message;
-                let _ = writeln!(text, "#{}  {name} to the {actor} actor of sandbox {}", message.seq, life.sandbox);
-                let _ = writeln!(
-                    text,
-                    "      begun {} into the sandbox's life, {}",
-                    since(*taken_us),
-                    ended(&message.outcome, ended_us - taken_us)
-                );
-            }
-            Found::Call(call) => {
-                let Call { port, method, begun_us, ended_us, .. } = call;
-                let _ = writeln!(
-                    text,
-                    "#{}  {method} through {port}, by the {} actor of sandbox {}",
-                    call.seq, call.actor, life.sandbox
-                );
-                let _ = writeln!(
-                    text,
-                    "      begun {} into the sandbox's life, {}",
-                    since(*begun_us),
-                    ended(&call.outcome, ended_us - begun_us)
-                );
-                if let Some(mark) = &call.mark {
-                    let _ = writeln!(text, "      {} {}", mark.sign(), mark.object());
-                }
-            }
-            Found::Interruption(at) => {
-                let _ =
-                    writeln!(text, "#{}  somebody interrupted the supervisor of sandbox {}", self.seq, life.sandbox);
-                let _ = writeln!(text, "      {} into the sandbox's life", since(at));
-            }
+        let Self { record, sandbox, .. } = self;
+        let mut text = format!("#{}  {} · {} actor of sandbox {sandbox}\n", record.seq, record.name, record.actor);
+        let begun = time(record.begun_us);
+        let _ = match self.kind {
+            Kind::Message | Kind::Call => writeln!(text, "  {begun} into its life; {}", record.ended()),
+            Kind::Object | Kind::Event => writeln!(text, "  {begun} into its life"),
+        };
+        if self.because.is_empty() && self.kind == Kind::Message {
+            text += "\nA command from outside\n";
         }
-        let section = |text: &mut String, title: &str, rows: Vec<Vec<String>>| {
-            if !rows.is_empty() {
-                let _ = write!(text, "\n{title}\n{}", columns(&rows));
-            }
-        };
-        let row = |message: &&Message| {
-            let cells = [
-                format!("  #{}", message.seq),
-                message.actor.to_string(),
-                message.name.clone(),
-                since(message.taken_us),
-            ];
-            cells.to_vec()
-        };
-        section(&mut text, self.because_title(), self.because.iter().map(row).collect());
-        text += &self.waiting();
-        section(&mut text, "Calls through ports", capped(&self.calls, |call| call_row(call, self.begun_us())));
-        section(&mut text, "Asked of other actors", capped(&self.asked, |message| self.asked_row(message)));
-        text += &self.made();
+        section(&mut text, "Because of", &self.because, |brief| brief.row(time(brief.begun_us), false));
+        if self.kind == Kind::Message {
+            let behind = if self.behind.is_empty() { ", behind nothing\n" } else { "" };
+            let _ = write!(text, "\nIn the mailbox: {}{behind}", time(self.queue_us));
+            section(&mut text, ", behind", &self.behind, |brief| brief.row(time(brief.took_us), true));
+        }
+        let since = |brief: &Brief| format!("+{}", time(brief.begun_us.saturating_sub(record.begun_us)));
+        section(&mut text, "Calls through ports", &self.calls, |brief| brief.row(since(brief), true));
+        section(&mut text, "Asked of other actors", &self.asked, |brief| brief.row(since(brief), true));
+        let object = |object: &Object| vec![format!("  #{}", object.seq), object.text.clone()];
+        section(&mut text, "Objects", &self.objects, object);
         text
     }
-
-    fn because_title(&self) -> &'static str {
-        if self.because.is_empty() { "" } else { "Because of" }
-    }
-
-    /// When it was begun, for times relative to it.
-    fn begun_us(&self) -> u64 {
-        match self.found {
-            Found::Message(message) => message.taken_us,
-            Found::Call(call) => call.begun_us,
-            Found::Interruption(at) => at,
-        }
-    }
-
-    fn waiting(&self) -> String {
-        let Found::Message(message) = self.found else { return String::new() };
-        let waited_us = message.taken_us - message.sent_us;
-        let origin = if message.cause.is_none() { "\nA command from outside\n" } else { "" };
-        let waited = format!("{origin}\nIn the mailbox: {}", time(waited_us));
-        if self.behind.is_empty() {
-            return format!("{waited}, behind nothing\n");
-        }
-        let row = |(other, share): &(&Message, u64)| {
-            let outcome = ended(&other.outcome, other.ended_us - other.taken_us);
-            vec![format!("  #{}", other.seq), other.name.clone(), time(*share), outcome]
-        };
-        format!("{waited}, behind\n{}", columns(&self.behind.iter().map(row).collect::<Vec<_>>()))
-    }
-
-    fn asked_row(&self, message: &Message) -> Vec<String> {
-        let begun = format!("+{}", time(message.taken_us.saturating_sub(self.begun_us())));
-        let outcome = ended(&message.outcome, message.ended_us - message.taken_us);
-        vec![format!("  #{}", message.seq), begun, message.actor.to_string(), message.name.clone(), outcome]
-    }
-
-    /// Objects, its own and those of the messages that it caused.
-    fn made(&self) -> String {
-        let Found::Message(message) = self.found else { return String::new() };
-        let mut lines = String::new();
-        for call in self.life.calls.iter().filter(|call| self.follows_from(call.cause, message.seq)) {
-            if let Some(mark) = &call.mark {
-                let _ = writeln!(lines, "  {} {}  (#{})", mark.sign(), mark.object(), call.seq);
-            }
-        }
-        if lines.is_empty() { lines } else { format!("\nObjects\n{lines}") }
-    }
-
-    /// Whether `cause` is `seq`, or follows from it.
-    fn follows_from(&self, cause: Option<u64>, seq: u64) -> bool {
-        let mut cause = cause;
-        while let Some(at) = cause {
-            if at == seq {
-                return true;
-            }
-            // A record is caused by an earlier one: this ends.
-            let message = self.life.messages.binary_search_by_key(&at, |message| message.seq);
-            cause = message.ok().and_then(|index| self.life.messages[index].cause).filter(|next| *next < at);
-        }
-        false
-    }
-
-    /// For programs.
-    pub(crate) fn json(&self) -> Value {
-        let brief = |message: &Message| {
-            json!({
-                "seq": message.seq, "actor": message.actor, "message": message.name,
-                "begun_us": message.taken_us, "took_us": message.ended_us - message.taken_us,
-                "outcome": outcome(&message.outcome), "why": why(&message.outcome),
-            })
-        };
-        let call = |call: &Call| {
-            json!({
-                "seq": call.seq, "actor": call.actor, "port": call.port, "method": call.method,
-                "begun_us": call.begun_us, "took_us": call.ended_us - call.begun_us,
-                "outcome": outcome(&call.outcome), "why": why(&call.outcome),
-                "made": call.mark.as_ref().map(|mark| json!({"sign": mark.sign(), "object": mark.object()})),
-            })
-        };
-        let mut document = json!({
-            "v": 1, "seq": self.seq, "sandbox": self.life.sandbox,
-            "because": self.because.iter().map(|message| brief(message)).collect::<Vec<_>>(),
-            "calls": self.calls.iter().map(|one| call(one)).collect::<Vec<_>>(),
-            "asked": self.asked.iter().map(|message| brief(message)).collect::<Vec<_>>(),
-        });
-        match self.found {
-            Found::Message(message) => {
-                document["kind"] = json!("message");
-                document["record"] = brief(message);
-                document["purpose"] = json!(purpose(message.purpose));
-                document["queue_us"] = json!(message.taken_us - message.sent_us);
-                let behind = self
-                    .behind
-                    .iter()
-                    .map(|(other, share)| json!({"seq": other.seq, "message": other.name, "took_us": share}));
-                document["behind"] = behind.collect();
-                document["request"] = message.request.clone();
-                document["reply"] = message.reply.clone().unwrap_or_default();
-            }
-            Found::Call(of) => {
-                document["kind"] = json!("call");
-                document["record"] = call(of);
-                document["purpose"] = json!(purpose(of.purpose));
-                document["request"] = of.request.clone();
-                document["reply"] = json!(of.result);
-            }
-            Found::Interruption(at) => {
-                document["kind"] = json!("interruption");
-                document["record"] = json!({"seq": self.seq, "begun_us": at});
-            }
-        }
-        document
-    }
 }
 
-/// The messages of the same actor that were served between sending and taking `message`.
-fn served_meanwhile<'a>(life: &'a Life, message: &Message) -> Vec<(&'a Message, u64)> {
-    let others = life.messages.iter().filter(|other| other.actor == message.actor && other.seq != message.seq);
-    let share = |other: &Message| {
-        let (from, to) = (other.taken_us.max(message.sent_us), other.ended_us.min(message.taken_us));
-        to.saturating_sub(from)
-    };
-    others.map(|other| (other, share(other))).filter(|(_, share)| *share > 0).collect()
-}
-
-fn capped<T>(list: &[T], row: impl Fn(&T) -> Vec<String>) -> Vec<Vec<String>> {
+/// A titled list, if there is something in it. A title that goes on with a comma stays on its line.
+fn section<T>(text: &mut String, title: &str, list: &[T], row: impl Fn(&T) -> Vec<String>) {
+    if list.is_empty() {
+        return;
+    }
     let mut rows: Vec<_> = list.iter().take(LISTED_MAX).map(row).collect();
     if list.len() > LISTED_MAX {
         rows.push(vec![format!("  … and {} more", list.len() - LISTED_MAX)]);
     }
-    rows
+    let gap = if title.starts_with(',') { "" } else { "\n" };
+    let _ = write!(text, "{gap}{title}\n{}", columns(&rows));
 }
 
-fn call_row(call: &Call, since_us: u64) -> Vec<String> {
-    let begun = format!("+{}", time(call.begun_us.saturating_sub(since_us)));
-    let name = format!("{} {}", call.port, call.method);
-    vec![format!("  #{}", call.seq), begun, name, ended(&call.outcome, call.ended_us - call.begun_us)]
-}
+impl Brief {
+    fn row(&self, when: String, with_outcome: bool) -> Vec<String> {
+        let mut cells = vec![format!("  #{}", self.seq), when, self.actor.to_string(), self.name.clone()];
+        if with_outcome {
+            cells.push(self.ended());
+        }
+        cells
+    }
 
-fn ended(outcome: &Outcome, took_us: u64) -> String {
-    match outcome {
-        Outcome::Done => format!("done after {}", time(took_us)),
-        Outcome::AlreadyGone => format!("found nothing to undo after {}", time(took_us)),
-        Outcome::Failed(why) => format!("failed after {}: {why}", time(took_us)),
-        Outcome::Open => format!("not answered in the {} until the trace ends", time(took_us)),
+    fn ended(&self) -> String {
+        let took = time(self.took_us);
+        match (self.outcome, &self.why) {
+            ("failed", Some(why)) => format!("failed after {took}: {why}"),
+            ("already-gone", _) => format!("found nothing to undo after {took}"),
+            ("dropped", _) => format!("given up after {took}, so its outcome is doubtful"),
+            ("open", _) => format!("not answered in the {took} until the trace ends"),
+            (outcome, _) => format!("{outcome} after {took}"),
+        }
     }
 }
 
-fn outcome(outcome: &Outcome) -> &'static str {
+/// A life, of which something is explained.
+struct View<'a> {
+    life: &'a Life,
+}
+
+impl View<'_> {
+    fn message(&self, message: &Message) -> Explanation {
+        let Message { seq, taken_us, sent_us, .. } = *message;
+        let calls = self.life.calls.iter().filter(|call| call.cause == Some(seq));
+        let asked = self.life.messages.iter().filter(|other| other.cause == Some(seq));
+        let objects = self.life.marks.iter().filter(|mark| self.follows_from(mark.cause, seq));
+        Explanation {
+            purpose: purpose(message.purpose),
+            queue_us: taken_us - sent_us,
+            behind: self.served_meanwhile(message),
+            calls: calls.map(|call| self.call(call)).collect(),
+            asked: asked.map(|message| self.brief(message)).collect(),
+            objects: objects.map(|mark| Object { seq: mark.seq, entry: mark.entry.0, text: mark.text() }).collect(),
+            request: message.request.clone(),
+            reply: message.reply.clone().unwrap_or_default(),
+            ..self.blank(Kind::Message, self.brief(message), message.cause)
+        }
+    }
+
+    fn blank(&self, kind: Kind, record: Brief, cause: Option<u64>) -> Explanation {
+        Explanation {
+            v: 1,
+            kind,
+            sandbox: self.life.sandbox.clone(),
+            record,
+            purpose: purpose(Purpose::Build),
+            because: self.because(cause),
+            queue_us: 0,
+            behind: Vec::new(),
+            calls: Vec::new(),
+            asked: Vec::new(),
+            objects: Vec::new(),
+            request: Value::Null,
+            reply: Value::Null,
+        }
+    }
+
+    /// The messages that led to a record of that cause.
+    fn because(&self, mut cause: Option<u64>) -> Vec<Brief> {
+        let mut because = Vec::new();
+        while let Some(message) = self.sent_before(cause) {
+            because.push(self.brief(message));
+            cause = message.cause.filter(|cause| *cause < message.seq);
+        }
+        because.reverse();
+        because
+    }
+
+    /// The message of that number. A record is caused by an earlier one, so a chain of these ends.
+    fn sent_before(&self, cause: Option<u64>) -> Option<&Message> {
+        let index = self.life.messages.binary_search_by_key(&cause?, |message| message.seq);
+        index.ok().map(|index| &self.life.messages[index])
+    }
+
+    fn follows_from(&self, mut cause: Option<u64>, seq: u64) -> bool {
+        while cause.is_some_and(|cause| cause > seq) {
+            cause = self.sent_before(cause).and_then(|message| message.cause.filter(|cause| *cause < message.seq));
+        }
+        cause == Some(seq)
+    }
+
+    /// What the same actor served between sending and taking `message`.
+    fn served_meanwhile(&self, message: &Message) -> Vec<Brief> {
+        let others = self.life.messages.iter();
+        let others = others.filter(|other| other.actor == message.actor && other.seq != message.seq);
+        let waited_for = others.filter_map(|other| {
+            let (from, to) = (other.taken_us.max(message.sent_us), other.ended_us.min(message.taken_us));
+            (from < to).then(|| Brief { took_us: to - from, ..self.brief(other) })
+        });
+        waited_for.collect()
+    }
+
+    fn since(&self, us: u64) -> u64 {
+        us.saturating_sub(self.life.begun_us)
+    }
+
+    fn brief(&self, message: &Message) -> Brief {
+        let Message { seq, actor, taken_us, ended_us, ref name, ref outcome, .. } = *message;
+        let (begun_us, took_us) = (self.since(taken_us), ended_us - taken_us);
+        Brief { seq, actor, name: name.clone(), begun_us, took_us, outcome: in_a_word(outcome), why: why(outcome) }
+    }
+
+    fn call(&self, call: &Call) -> Brief {
+        let Call { seq, actor, begun_us, ended_us, ref outcome, .. } = *call;
+        let name = format!("{} {}", call.port, call.method);
+        let (begun_us, took_us) = (self.since(begun_us), ended_us - begun_us);
+        Brief { seq, actor, name, begun_us, took_us, outcome: in_a_word(outcome), why: why(outcome) }
+    }
+
+    fn mark(&self, mark: &Mark) -> Brief {
+        let (begun_us, name) = (self.since(mark.at_us), mark.text());
+        Brief { seq: mark.seq, actor: mark.actor, name, begun_us, took_us: 0, outcome: "done", why: None }
+    }
+
+    fn event(&self, event: &Happening) -> Brief {
+        let (begun_us, name) = (self.since(event.at_us), event.what.clone());
+        Brief { seq: event.seq, actor: event.actor, name, begun_us, took_us: 0, outcome: "done", why: None }
+    }
+}
+
+fn in_a_word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Done => "done",
         Outcome::AlreadyGone => "already-gone",
         Outcome::Failed(_) => "failed",
+        Outcome::Dropped => "dropped",
         Outcome::Open => "open",
     }
 }
 
-fn why(outcome: &Outcome) -> Option<&str> {
+fn why(outcome: &Outcome) -> Option<String> {
     match outcome {
-        Outcome::Failed(why) => Some(why),
+        Outcome::Failed(why) => Some(why.clone()),
         _ => None,
     }
 }
@@ -276,5 +288,15 @@ fn purpose(purpose: Purpose) -> &'static str {
         Purpose::Build => "build",
         Purpose::TakeAway => "take-away",
         Purpose::Undo => "undo",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<Explanation>("explain.v1.json");
     }
 }

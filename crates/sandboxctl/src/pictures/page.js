@@ -4,7 +4,7 @@ const [SEQ, REPLY, CAUSE, KIND, LANE, ROW, SENT, FROM, TO, NAME, TONE, MARK, WHY
 const $ = id => document.getElementById(id), json = id => JSON.parse($(id)?.textContent || 'null');
 const story = json('story'), svg = document.querySelector('main svg'), main = document.querySelector('main');
 const [ID, BEGUN, ENDED, COUNT, BAD, FAILURES] = [0, 1, 2, 3, 4, 5], ROW_H = 34, LABEL = 92, RIGHT = 14;
-const TONES = ['done', 'done, taking away', 'done, undoing a failed step', 'failed', 'no answer in the trace'];
+const TONES = ['done', 'done, taking away', 'done, undoing a failed step', 'failed', 'given up, or no answer in the trace'];
 const all = story.lives, END = Math.max(1, ...all.map(l => l[ENDED]));
 let order = all.map((_, n) => n), current = -1, life, view = [0, 1], selected, folded = true, found = new Set();
 
@@ -18,7 +18,7 @@ function el(parent, tag, attrs, text) {
   if (text !== undefined) e.textContent = text;
   return parent.appendChild(e);
 }
-const title = r => story.names[r[NAME]], laneName = r => life.lanes[r[LANE]][0];
+const title = r => r[KIND] === 3 ? r[MARK] : story.names[r[NAME]], laneName = r => life.lanes[r[LANE]][0];
 
 // Scale: from time to a place in 0..1, narrow where nothing happens.
 function place(t) {
@@ -114,7 +114,8 @@ function draw() {
   const row = r => r[LANE] + '/' + r[KIND] + '/' + (r[KIND] ? r[ROW] : 0);
   for (const r of shown.toReversed()) { room.set(r, (next.get(row(r)) ?? edge)); next.set(row(r), x(r[FROM])); }
   for (const r of shown) {
-    if (r[KIND] === 2) { el(g, 'text', {x: x(r[FROM]) - 4, y: lanes[0].bar - 2, class: 'bar', fill: 'var(--bad)'}, '⚡').dataset.seq = r[SEQ]; continue; }
+    if (r[KIND] === 3) continue;
+    if (r[KIND] === 2) { el(g, 'text', {x: x(r[FROM]) - 4, y: lanes[r[LANE]].bar + 4, class: 'bar ' + (r[TONE] ? 'left' : 'born')}, r[TONE] ? '⚡' : '◆').dataset.seq = r[SEQ]; continue; }
     const [left, top, width, h] = bar(r, lanes), isSel = r === selected;
     if (!r[KIND] && r[ROW] >= 0 && r[FROM] > r[SENT]) el(g, 'rect', {x: x(r[SENT]), y: lanes[r[LANE]].wait + Math.min(r[ROW], 5) * 5, width: Math.max(1, left - x(r[SENT])), height: 4, class: 'wait bar', rx: 1}).dataset.seq = r[SEQ];
     if (!isSel && width <= 2 && left - (drawn.get(row(r)) ?? -9) < .7 && r[TONE] < 2) continue; // nothing new to see
@@ -134,18 +135,18 @@ function label(g, r, left, top, width, h, right) {
 }
 function flags(g, shown, lanes) {
   const last = new Map();
-  for (const r of shown.filter(r => r[MARK]).sort((a, b) => a[TO] - b[TO])) {
-    const at = x(r[TO]), key = r[LANE] + r[MARK][0];
-    if (at - (last.get(key) ?? -99) < 7) continue;
+  for (const r of shown.filter(r => r[KIND] === 3)) {
+    const at = x(r[TO]), key = r[LANE] + r[MARK][0], isSel = r === selected || found.has(r[SEQ]);
+    if (at - (last.get(key) ?? -99) < 7 && !isSel) continue;
     last.set(key, at);
-    const f = el(g, 'text', {x: at - 5, y: lanes[r[LANE]].flags + 10, class: 'bar ' + (r[MARK][0] === '▲' ? 'born' : 'gone')}, r[MARK][0]);
+    const f = el(g, 'text', {x: at - 5, y: lanes[r[LANE]].flags + 10, class: 'bar ' + ({'▲': 'born', '▼': 'gone'}[r[MARK][0]] || 'left') + (isSel ? ' sel' : '')}, r[MARK][0]);
     f.dataset.seq = r[SEQ]; el(f, 'title', {}, r[MARK]);
   }
 }
 function arrows(g, shown, lanes, hot) {
   for (const r of shown.length > 1500 ? shown.filter(r => hot.has(r)) : shown) {
     const cause = life.bySeq.get(r[CAUSE]);
-    if (!cause || cause[LANE] === r[LANE]) continue;
+    if (!cause || cause[LANE] === r[LANE] || r[KIND] > 1) continue;
     const from = lanes[cause[LANE]], to = lanes[r[LANE]], at = x(r[KIND] ? r[FROM] : r[SENT]), down = r[LANE] > cause[LANE];
     const y1 = down ? from.bar + 18 : from.bar, y2 = r[KIND] ? to.calls + r[ROW] * 13 + 5 : to.bar + 9, bend = Math.min(22, Math.abs(y2 - y1) / 2);
     el(g, 'path', {d: `M${at - 7},${y1} C${at - 7},${y2 - (down ? bend : -bend)} ${at - 12},${y2} ${at - 1},${y2} m-5,-3 l5,3 l-5,3`, class: 'arrow' + (hot.has(r) && hot.has(cause) ? ' hot' : '')});
@@ -183,10 +184,10 @@ function link(parent, r, note) {
 function detail() {
   const d = $('detail'), r = selected; d.replaceChildren();
   if (!r) {
-    el(d, 'h2', {}, all[current][ID]); el(d, 'p', {}, `${life.records.length} messages and calls in ${time(life.ended - life.begun)}`);
-    const bad = life.records.filter(r => r[TONE] === 3);
+    el(d, 'h2', {}, all[current][ID]); el(d, 'p', {}, `${all[current][COUNT]} messages and calls in ${time(life.ended - life.begun)}`);
+    const bad = life.records.filter(r => r[TONE] === 3); // also what could not be undone
     if (bad.length) el(d, 'h3', {}, 'Failed');
-    bad.slice(0, 20).forEach(r => { link(d, r, time(r[FROM] - life.begun)); el(d, 'div', {class: 'why'}, r[WHY]); });
+    bad.slice(0, 20).forEach(r => { link(d, r, time(r[FROM] - life.begun)); if (r[WHY]) el(d, 'div', {class: 'why'}, r[WHY]); });
     el(d, 'h3', {}, 'Longest'); life.records.filter(r => r[KIND] === 1).sort((a, b) => b[TO] - b[FROM] - a[TO] + a[FROM]).slice(0, 8).forEach(r => link(d, r, time(r[TO] - r[FROM])));
     el(d, 'h3', {}, 'Keys'); const keys = el(d, 'p', {class: 'note'});
     for (const [k, what] of [['← →', 'record'], ['↑ ↓', 'its cause, what it caused'], ['n p', 'next, previous sandbox'], ['+ − 0', 'zoom, all'], ['f', 'fold'], ['/', 'find'], ['Esc', 'back']]) { el(keys, 'kbd', {}, k); keys.append(' ' + what + '  '); }
@@ -196,10 +197,11 @@ function detail() {
   const facts = el(d, 'dl', {}), fact = (k, v) => { el(facts, 'dt', {}, k); el(facts, 'dd', {}, v); };
   fact('record', '#' + r[SEQ] + (r[REPLY] ? ', answered by #' + r[REPLY] : '')); fact(r[KIND] ? 'lane' : 'actor', laneName(r));
   if (!r[KIND]) fact('in the mailbox', time(r[FROM] - r[SENT]));
-  fact('begun', time(r[FROM] - life.begun)); fact('took', time(r[TO] - r[FROM])); if (r[MARK]) fact(r[MARK][0] === '▲' ? 'made' : 'took away', r[MARK].slice(2));
+  fact('begun', time(r[FROM] - life.begun)); if (r[KIND] < 2) fact('took', time(r[TO] - r[FROM]));
   const causes = [...chain()].filter(c => c !== r && c[SEQ] < r[SEQ]), effects = life.records.filter(c => life.bySeq.get(c[CAUSE]) === r);
   if (causes.length) { el(d, 'h3', {}, 'Because of'); causes.forEach(c => link(d, c, time(c[FROM] - life.begun))); }
-  if (effects.length) { el(d, 'h3', {}, 'Caused'); effects.forEach(c => link(d, c, time(c[TO] - c[FROM]))); }
+  if (effects.length) { el(d, 'h3', {}, 'Caused'); effects.forEach(c => link(d, c, time(c[KIND] < 2 ? c[TO] - c[FROM] : c[TO] - r[FROM]))); }
+  if (r[KIND] > 1) return;
   life.details ??= json('detail-' + current) || {};
   const texts = life.details[r[SEQ]];
   if (!texts) el(d, 'p', {class: 'note'}, `The contents are not in this page. sandboxctl trace explain ${story.file} ${r[SEQ]}`);

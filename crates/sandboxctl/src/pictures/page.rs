@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::tone;
-use crate::story::layout::Layout;
-use crate::story::{Life, Outcome, Story};
+use crate::story::layout::{Layout, lane_of_actor};
+use crate::story::{Change, Life, Outcome, Story};
 
 /// All contents of one page.
 const CONTENTS_BYTES_MAX: usize = 24 << 20;
@@ -105,15 +105,22 @@ fn life(life: &Life, names: &mut Names) -> Value {
     }
     for (call, place) in life.calls.iter().zip(&layout.calls) {
         let (from, to) = (call.begun_us, call.ended_us);
-        let mark = call.mark.as_ref().map(|mark| format!("{} {}", mark.sign(), mark.object()));
         let (name, tone) = (names.number(&call.method), tone(&call.outcome, call.purpose));
         let (lane, row, why) = (place.lane, place.row, why(&call.outcome));
-        let record = json!([call.seq, null, call.cause, 1, lane, row, from, from, to, name, tone, mark, why]);
+        let record = json!([call.seq, null, call.cause, 1, lane, row, from, from, to, name, tone, null, why]);
         records.push((from, call.seq, record));
     }
-    for (seq, at) in &life.interruptions {
-        let name = names.number("interrupted");
-        records.push((*at, *seq, json!([seq, null, null, 2, 0, 0, at, at, at, name, 3, null, null])));
+    for event in &life.events {
+        let (name, lane) = (names.number(&event.what), lane_of_actor(event.actor));
+        let (at, tone) = (event.at_us, if event.is_bad { 3 } else { 0 });
+        let record = json!([event.seq, null, event.cause, 2, lane, 0, at, at, at, name, tone, null, null]);
+        records.push((at, event.seq, record));
+    }
+    for mark in &life.marks {
+        let (name, lane, at) = (names.number("ledger"), lane_of_actor(mark.actor), mark.at_us);
+        let tone = if matches!(mark.change, Change::Left(_)) { 3 } else { 0 };
+        let record = json!([mark.seq, null, mark.cause, 3, lane, 0, at, at, at, name, tone, mark.text(), null]);
+        records.push((at, mark.seq, record));
     }
     records.sort_by_key(|(from, seq, _)| (*from, *seq));
     let lanes = layout.lanes.iter().enumerate().map(|(index, lane)| {
@@ -156,13 +163,7 @@ fn details(life: &Life) -> BTreeMap<u64, [String; 2]> {
         .messages
         .iter()
         .map(|message| (message.seq, [shown(&message.request), message.reply.as_ref().map(shown).unwrap_or_default()]));
-    let call = life.calls.iter().map(|call| {
-        let result = match &call.result {
-            Ok(value) => json!({"Ok": value}),
-            Err(error) => json!({"Err": error}),
-        };
-        (call.seq, [shown(&call.request), shown(&result)])
-    });
+    let call = life.calls.iter().map(|call| (call.seq, [shown(&call.request), shown(&json!(call.result))]));
     message.chain(call).collect()
 }
 
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(texts["story"]["file"], "a<b>.jsonl");
         for (number, life) in story.lives.iter().enumerate() {
             let records = texts[&*format!("life-{number}")]["records"].as_array().unwrap();
-            assert_eq!(records.len(), life.messages.len() + life.calls.len() + life.interruptions.len());
+            assert_eq!(records.len(), life.messages.len() + life.calls.len() + life.marks.len() + life.events.len());
             assert!(records.iter().all(|record| record.as_array().unwrap().len() == 13));
             let details = texts[&*format!("detail-{number}")].as_object().unwrap();
             assert_eq!(details.len(), life.messages.len() + life.calls.len());

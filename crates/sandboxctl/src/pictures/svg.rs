@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::tone;
-use crate::story::layout::{Lane, Layout, Scale};
-use crate::story::{Life, Story, time};
+use crate::story::layout::{Lane, Layout, Scale, lane_of_actor};
+use crate::story::{Change, Life, Story, time};
 
 const WIDTH: f64 = 1200.0;
 /// Left of time: names of lanes.
@@ -44,6 +44,7 @@ pub(crate) fn of_life(story: &Story, life: &Life) -> String {
     body += &arrows(life, &layout, &rows, &x);
     body += &messages(life, &layout, &rows, &x);
     body += &calls(life, &layout, &rows, &x);
+    body += &flags(life, &rows, &x);
     for (from, to) in &layout.scale.folds {
         let (middle, base) = ((x(*from) + x(*to)) / 2.0 + 4.0, height - 6.0);
         let text = time(to - from);
@@ -163,22 +164,33 @@ fn messages(life: &Life, layout: &Layout, rows: &Rows, x: &impl Fn(u64) -> f64) 
 
 fn calls(life: &Life, layout: &Layout, rows: &Rows, x: &impl Fn(u64) -> f64) -> String {
     let mut body = String::new();
-    let mut flags: Vec<(usize, &str, f64)> = Vec::new();
     for (n, (call, place)) in life.calls.iter().zip(&layout.calls).enumerate() {
         let (left, right, top) = (x(call.begun_us), x(call.ended_us), rows.call(place.lane, place.row));
         let tone = tone(&call.outcome, call.purpose);
         let bar = Bar { left, right, top, height: 11.0, class: format!("c{tone}"), name: &call.method };
         let later = life.calls.iter().zip(&layout.calls).skip(n + 1).find(|(_, other)| *other == place);
         body += &bar.draw(later.map_or(WIDTH, |(other, _)| x(other.begun_us)));
-        let Some(mark) = &call.mark else { continue };
-        let is_near = |(lane, sign, at): &(usize, &str, f64)| {
-            *lane == place.lane && *sign == mark.sign() && (at - right).abs() < 8.0
-        };
-        if !flags.iter().any(is_near) {
-            flags.push((place.lane, mark.sign(), right));
-            let (class, y) = (if mark.sign() == "▲" { "born" } else { "gone" }, rows.lanes[place.lane].1 - 3.0);
-            let _ = writeln!(body, "<text class=\"{class}\" x=\"{:.1}\" y=\"{y}\">{}</text>", right - 5.0, mark.sign());
+    }
+    body
+}
+
+/// Where objects are made and go. Flags that would hide each other are drawn once.
+fn flags(life: &Life, rows: &Rows, x: &impl Fn(u64) -> f64) -> String {
+    let mut body = String::new();
+    let mut last = std::collections::BTreeMap::new();
+    for mark in &life.marks {
+        let (lane, at) = (lane_of_actor(mark.actor), x(mark.at_us));
+        if last.get(&(lane, mark.sign())).is_some_and(|before| at - before < 8.0) {
+            continue;
         }
+        last.insert((lane, mark.sign()), at);
+        let class = match mark.change {
+            Change::Born => "born",
+            Change::Gone => "gone",
+            Change::Left(_) => "left",
+        };
+        let (left, y) = (at - 5.0, rows.lanes[lane].1 - 3.0);
+        let _ = writeln!(body, "<text class=\"{class}\" x=\"{left:.1}\" y=\"{y}\">{}</text>", mark.sign());
     }
     body
 }

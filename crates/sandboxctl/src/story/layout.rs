@@ -84,8 +84,12 @@ impl Layout {
 
 fn lane_of(port: &str, actor: ActorName) -> usize {
     let peer = PEERS.iter().position(|(of, _)| *of == port);
-    let actor = || ActorName::ALL.iter().position(|one| *one == actor).unwrap_or(0);
-    peer.map_or_else(actor, |peer| ActorName::ALL.len() + peer)
+    peer.map_or_else(|| lane_of_actor(actor), |peer| ActorName::ALL.len() + peer)
+}
+
+/// The lane of an actor.
+pub(crate) fn lane_of_actor(actor: ActorName) -> usize {
+    ActorName::ALL.iter().position(|one| *one == actor).unwrap_or(0)
 }
 
 /// Gives each interval the first row in which it overlaps none before it, and counts the rows. One
@@ -121,7 +125,8 @@ impl Scale {
         let mut times: Vec<_> = [life.begun_us, life.ended_us].into();
         times.extend(life.messages.iter().flat_map(|message| [message.sent_us, message.taken_us, message.ended_us]));
         times.extend(life.calls.iter().flat_map(|call| [call.begun_us, call.ended_us]));
-        times.extend(life.interruptions.iter().map(|(_, at)| *at));
+        times.extend(life.marks.iter().map(|mark| mark.at_us));
+        times.extend(life.events.iter().map(|event| event.at_us));
         times.sort_unstable();
         times.dedup();
         let total = life.duration_us();

@@ -1,7 +1,7 @@
 //! What a trace tells of each sandbox, as plain data that every picture is drawn from.
 //!
 //! * [`read`]: from records to messages and calls with begin and end.
-//! * [`objects`]: which call makes or takes which object, in the field's words.
+//! * [`objects`]: what was made and taken away, by the ledger's records.
 //! * [`why`]: a failed reply in words.
 //! * [`layout`]: lanes, rows and folds: where a picture puts what.
 
@@ -14,12 +14,12 @@ pub(crate) mod why;
 
 use std::collections::BTreeMap;
 
+use sandbox_model::SandboxId;
 use sandbox_model::lifecycle::ActorName;
-use sandbox_model::trace::Header;
-use sandbox_model::{PortError, SandboxId};
+use sandbox_model::trace::{Ended, Header};
 use serde_json::Value;
 
-pub(crate) use objects::Mark;
+pub(crate) use objects::{Change, Mark};
 
 /// Everything that a trace tells.
 #[derive(Debug)]
@@ -40,8 +40,23 @@ pub(crate) struct Life {
     pub(crate) messages: Vec<Message>,
     /// In the order in which they began.
     pub(crate) calls: Vec<Call>,
-    /// When somebody interrupted the supervisor.
-    pub(crate) interruptions: Vec<(u64, u64)>,
+    /// What became of objects.
+    pub(crate) marks: Vec<Mark>,
+    /// What happened beside messages.
+    pub(crate) events: Vec<Happening>,
+}
+
+/// Something that is neither message nor call: an interruption, an actor's death, a sandbox that was
+/// opened from its ledger.
+#[derive(Debug)]
+pub(crate) struct Happening {
+    pub(crate) seq: u64,
+    pub(crate) cause: Option<u64>,
+    pub(crate) actor: ActorName,
+    pub(crate) at_us: u64,
+    /// In words.
+    pub(crate) what: String,
+    pub(crate) is_bad: bool,
 }
 
 /// One message to an actor.
@@ -74,13 +89,11 @@ pub(crate) struct Call {
     pub(crate) port: String,
     pub(crate) method: String,
     pub(crate) request: Value,
-    pub(crate) result: Result<Value, PortError>,
+    pub(crate) result: Ended,
     pub(crate) begun_us: u64,
     pub(crate) ended_us: u64,
     pub(crate) outcome: Outcome,
     pub(crate) purpose: Purpose,
-    /// The object that it made or took away.
-    pub(crate) mark: Option<Mark>,
 }
 
 /// How a message or call ended.
@@ -91,6 +104,8 @@ pub(crate) enum Outcome {
     Failed(String),
     /// An undo found nothing to undo, which is as good.
     AlreadyGone,
+    /// Its caller gave it up: whether it happened is doubtful.
+    Dropped,
     /// The trace ends before its answer.
     Open,
 }
@@ -117,8 +132,8 @@ impl Outcome {
 pub(crate) enum Found<'a> {
     Message(&'a Message),
     Call(&'a Call),
-    /// An interruption at that time.
-    Interruption(u64),
+    Mark(&'a Mark),
+    Happening(&'a Happening),
 }
 
 impl Life {
@@ -137,13 +152,14 @@ impl Life {
         self.messages.iter().filter(|message| message.cause.is_none() && message.outcome.is_failure()).count()
     }
 
-    /// The message whose `received` or `replied` record that is, the call, or the interruption.
+    /// What that record is: a `received` and its `replied` record are one message.
     pub(crate) fn find(&self, seq: u64) -> Option<Found<'_>> {
         let is_it = |message: &&Message| message.seq == seq || message.reply_seq == Some(seq);
         let message = self.messages.iter().find(is_it).map(Found::Message);
         let call = || self.calls.iter().find(|call| call.seq == seq).map(Found::Call);
-        let interruption = || self.interruptions.iter().find(|(of, _)| *of == seq);
-        message.or_else(call).or_else(|| interruption().map(|(_, at)| Found::Interruption(*at)))
+        let mark = || self.marks.iter().find(|mark| mark.seq == seq).map(Found::Mark);
+        let event = || self.events.iter().find(|event| event.seq == seq).map(Found::Happening);
+        message.or_else(call).or_else(mark).or_else(event)
     }
 
     /// The messages by the numbers of their `received` records.

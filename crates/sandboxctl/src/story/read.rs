@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use sandbox_model::SandboxId;
-use sandbox_model::trace::{Event, Header, Place};
+use sandbox_model::trace::{Ended, Event, Header, Opening, Place};
 use serde_json::Value;
 
-use super::{Call, Life, Message, Outcome, Purpose, Story, objects, why};
+use super::objects::Objects;
+use super::{Call, Happening, Life, Mark, Message, Outcome, Purpose, Story, why};
 
 impl Story {
     /// Reads what the records of one trace, in the order of their numbers, tell.
@@ -35,7 +36,9 @@ struct Draft {
     /// Where a message is, by its number.
     index: BTreeMap<u64, usize>,
     calls: Vec<Call>,
-    interruptions: Vec<(u64, u64)>,
+    objects: Objects,
+    marks: Vec<Mark>,
+    events: Vec<Happening>,
     first_us: Option<u64>,
     last_us: u64,
 }
@@ -55,34 +58,50 @@ impl Draft {
                 self.saw(begun_us, ended_us);
                 let purpose = self.purpose_of(place.cause);
                 let outcome = match &result {
-                    Ok(_) => Outcome::Done,
-                    Err(error) if error.is_absent() && purpose != Purpose::Build => Outcome::AlreadyGone,
-                    Err(error) => Outcome::Failed(error.to_string()),
+                    Ended::Ok(_) => Outcome::Done,
+                    Ended::Err(error) if error.is_absent() && purpose != Purpose::Build => Outcome::AlreadyGone,
+                    Ended::Err(error) => Outcome::Failed(error.to_string()),
+                    Ended::Dropped => Outcome::Dropped,
+                    Ended::Panicked => Outcome::Failed("panicked".to_owned()),
                 };
-                let mark = objects::mark(&method, &request, &outcome);
                 let (seq, cause, actor) = (place.seq, place.cause, place.actor);
-                let call = Call {
-                    seq,
-                    cause,
-                    actor,
-                    port,
-                    method,
-                    request,
-                    result,
-                    begun_us,
-                    ended_us,
-                    outcome,
-                    purpose,
-                    mark,
-                };
+                let call =
+                    Call { seq, cause, actor, port, method, request, result, begun_us, ended_us, outcome, purpose };
                 self.calls.push(call);
             }
-            Event::Interrupted { place } => {
+            Event::Noted { place, record } => {
                 self.saw(place.at_us, place.at_us);
-                self.interruptions.push((place.seq, place.at_us));
+                self.marks.extend(self.objects.take(&place, record));
             }
-            Event::Created { place, .. } => self.saw(place.at_us, place.at_us),
-            Event::Header(_) => {}
+            Event::Interrupted { place } => self.happened(&place, "interrupted".to_owned(), true),
+            Event::Died { place, reason } => self.happened(&place, format!("actor died: {reason}"), true),
+            Event::Created { place, spec } => {
+                self.saw(place.at_us, place.at_us);
+                self.lives_in(&spec, &place);
+            }
+            Event::Opened { place, how, spec } => {
+                let how = match how {
+                    Opening::Cleanup => "opened from its ledger, to clean up",
+                    Opening::Restore => "restored from what was saved",
+                    Opening::Adopt => "adopted with its running VM",
+                };
+                self.happened(&place, how.to_owned(), false);
+                self.lives_in(&spec, &place);
+            }
+            Event::Header(_) | Event::Lost { .. } => {}
+        }
+    }
+
+    fn happened(&mut self, place: &Place, what: String, is_bad: bool) {
+        let Place { seq, cause, actor, at_us, .. } = *place;
+        self.saw(at_us, at_us);
+        self.events.push(Happening { seq, cause, actor, at_us, what, is_bad });
+    }
+
+    /// Paths below the sandbox's directory are shown without it.
+    fn lives_in(&mut self, spec: &Value, place: &Place) {
+        if let Some(state_dir) = spec["state_dir"].as_str() {
+            self.objects.dir = format!("{state_dir}/{}/", place.sandbox);
         }
     }
 
@@ -143,8 +162,8 @@ impl Draft {
         // A call is recorded when it ends; a picture needs it where it began.
         self.calls.sort_by_key(|call| (call.begun_us, call.seq));
         let begun_us = self.first_us.unwrap_or(0);
-        let (messages, calls, interruptions) = (self.messages, self.calls, self.interruptions);
-        Life { sandbox, begun_us, ended_us: self.last_us.max(begun_us), messages, calls, interruptions }
+        let (messages, calls, marks, events) = (self.messages, self.calls, self.marks, self.events);
+        Life { sandbox, begun_us, ended_us: self.last_us.max(begun_us), messages, calls, marks, events }
     }
 }
 
