@@ -224,3 +224,6 @@ async fn take_orphans(vm: &Vm, devices: &BTreeMap<DeviceId, Plugged>, deadline: 
     release(vm, PROGRAM, orphans).await;
     Ok(count)
 }
+
+#[cfg(test)]
+mod tests;
