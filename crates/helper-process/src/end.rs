@@ -124,13 +124,22 @@ fn find_identified(process: ProcessIdentity, wanted: &[u8]) -> PortResult<Held> 
     if found != process {
         return Err(absent(object(process)));
     }
-    // The environment of a zombie is gone, and that of a process amid its exec not there yet; the
-    // start time has been compared all the same.
-    let environment = environment(process.pid);
-    if !environment.is_empty() && !carries(&environment, wanted) {
+    if is_strange(process.pid, wanted) {
         return Err(PortError::new(ErrorKind::Foreign, "take hold of", object(process), "it does not carry our tag"));
     }
     Ok((found, pidfd))
+}
+
+/// Whether a process surely does not carry the tag.
+///
+/// The environment of a zombie is gone, and that of a process amid its exec not there yet; the start
+/// time has been compared all the same. A process that ends while it is read shows a part of it: asked
+/// again it shows nothing.
+fn is_strange(pid: i32, wanted: &[u8]) -> bool {
+    (0..2).all(|_| {
+        let environment = environment(pid);
+        !environment.is_empty() && !carries(&environment, wanted)
+    })
 }
 
 /// Every process that carries the tag.

@@ -214,3 +214,19 @@ async fn what_is_not_our_child_is_adopted_watched_and_ended() {
     assert_eq!(waiting.await.unwrap(), unknown);
     assert!(adopt(process, &tag).await.unwrap_err().is_absent(), "an ended one is not adopted");
 }
+
+#[tokio::test]
+async fn a_process_that_ends_while_it_is_looked_at_is_no_stranger() {
+    for round in 0..100 {
+        let tag = tag(&format!("ends/{round}"));
+        let helper = start("exec sleep 60", &tag).await;
+        let pid = nix::unistd::Pid::from_raw(helper.identity().pid);
+        let killed = async {
+            tokio::time::sleep(Duration::from_micros(200 * (round % 10))).await;
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)
+        };
+        // It may have ended, and been reaped, before it is killed.
+        let (ended, _) = tokio::join!(end_process(Some(helper.identity()), &tag, TERM, in_seconds(10)), killed);
+        assert!(ended.as_ref().err().is_none_or(|error| error.kind == ErrorKind::NotFound), "{ended:?}");
+    }
+}

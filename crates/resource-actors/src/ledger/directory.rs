@@ -115,8 +115,11 @@ impl SandboxStore for DirectoryStore {
         check_owned(dir.root())?;
         let path = dir.ledger();
         let shown = path.display().to_string();
-        let file = OpenOptions::new().read(true).append(true).custom_flags(NOFOLLOW).open(&path);
-        let mut file = file.map_err(|error| PortError::os("open", &shown, error))?;
+        // A crash may have come before the first record, or after the ledger had gone and before its
+        // directory: such a sandbox has nothing, and is released like any other.
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(NOFOLLOW);
+        let mut file = options.open(&path).map_err(|error| PortError::os("open", &shown, error))?;
         let mut text = String::new();
         let length = Read::by_ref(&mut file).take(LEDGER_BYTES_MAX).read_to_string(&mut text);
         length.map_err(|error| PortError::os("read", &shown, error))?;
@@ -129,7 +132,11 @@ impl SandboxStore for DirectoryStore {
             file.set_len(whole as u64).map_err(|error| PortError::os("truncate", &shown, error))?;
         }
         let table = if same_boot { table } else { LedgerTable::default() };
-        Ok(Rc::new(LineLedger::new(LedgerFile { file, path, whole: whole as u64 }, table)))
+        let ledger = LineLedger::new(LedgerFile { file, path, whole: whole as u64 }, table);
+        if whole == 0 {
+            ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot: boot_id()? })?;
+        }
+        Ok(Rc::new(ledger))
     }
 
     fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
@@ -267,6 +274,29 @@ mod tests {
         assert_eq!(ledger.live()[1].identity, None, "only the intent is known");
         ledger.intend(ActorName::Device, Scope::Sandbox, process()).unwrap();
         assert_eq!(store.open(&id).unwrap().live().len(), 3, "the cut line has gone");
+    }
+
+    #[test]
+    fn a_crash_around_the_first_and_the_last_record_leaves_a_sandbox_with_nothing() {
+        let temporary = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::new(temporary.path().join("state"));
+        let id = SandboxId::new("one").unwrap();
+        assert_eq!(store.open(&id).unwrap_err().kind, ErrorKind::NotFound);
+        for left in [None, Some(""), Some("{\"record\":\"hea")] {
+            drop(store.create(&id).unwrap());
+            let path = SandboxDir::new(store.state_dir(), &id).ledger();
+            match left {
+                None => fs::remove_file(&path).unwrap(),
+                Some(text) => fs::write(&path, text).unwrap(),
+            }
+            let ledger = store.open(&id).unwrap();
+            assert_eq!(ledger.live(), []);
+            ledger.intend(ActorName::Device, Scope::Sandbox, process()).unwrap();
+            drop(ledger);
+            assert_eq!(store.open(&id).unwrap().live().len(), 1, "{left:?}: it is a ledger like any other");
+            assert!(store.destroy(&id).is_clean());
+            assert_eq!(store.list().unwrap(), []);
+        }
     }
 
     #[test]

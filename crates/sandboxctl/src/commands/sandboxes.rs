@@ -93,6 +93,8 @@ pub(crate) fn cleanup(global: &Global, args: &CleanupArgs) -> Result<(), Failure
         system.shutdown().await;
         Ok(outcomes)
     })?;
+    // It goes with its last sandbox, unless a crash has come between the two. Goes only if it is empty.
+    let _ = fs::remove_dir(&global.state_dir);
     let outcomes: Vec<_> = outcomes.into_iter().map(|(id, outcome, _)| (id, outcome)).collect();
     tell(&outcomes, args.json.json);
     match outcomes.into_iter().find_map(|(id, outcome)| left(&id, outcome)) {
@@ -115,6 +117,10 @@ fn ids(global: &Global) -> Result<Vec<SandboxId>, Failure> {
 pub(super) fn read_ledger(state_dir: &Path, id: SandboxId) -> Result<Seen, Failure> {
     let path = SandboxDir::new(state_dir, &id).ledger();
     let text = match fs::read_to_string(&path) {
+        // A crash has come before the first record, or after the last.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => {
+            String::new()
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(unknown(state_dir, &id)),
         Err(error) => return Err(store(&id, format!("read {}: {error}", path.display()))),
         Ok(text) => text,

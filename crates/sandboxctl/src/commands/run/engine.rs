@@ -118,6 +118,7 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
     // Held until the directory is gone: nobody cleans up under us.
     let claim = owner::claim(&global.state_dir, &job.id);
     let end = live(&sandbox, args, job, &mut enders).await;
+    let is_told = matches!(end, End::Signal(_));
     let taken_away = async {
         let outcome = take_away(&sandbox, job, end).await;
         system.shutdown().await;
@@ -125,13 +126,22 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
     };
     let outcome = tokio::select! {
         outcome = taken_away => outcome,
-        signal = enders.next() => {
+        signal = impatience(&mut enders, is_told) => {
             eprintln!("sandbox {} was left as it is; what remains of it: sandboxctl cleanup {}", job.id, job.id);
             process::exit(i32::from(Exit::Signal(signal).number()));
         }
     };
     drop(claim);
     outcome
+}
+
+/// The second signal to end. One that comes when the container has ended asks for what is being done
+/// already.
+async fn impatience(enders: &mut Enders, is_told: bool) -> u8 {
+    if !is_told {
+        enders.next().await;
+    }
+    enders.next().await
 }
 
 /// In a user namespace root is not the host's root, and has no cgroups.
