@@ -1,7 +1,10 @@
 //! Shared helpers of the tests that span crates.
 
+pub mod fake;
 pub mod faults;
 pub mod invariants;
+pub mod lab;
 pub mod lifecycles;
 pub mod real;
 pub mod simulated;
+pub mod tiers;

@@ -25,8 +25,12 @@ const RUN: &[Package] = &[
 ];
 
 /// What the tests need on top.
-const TEST: &[Package] =
-    &[("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]), ("iputils-ping", &["/usr/bin/ping", "/bin/ping"])];
+const TEST: &[Package] = &[
+    ("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]),
+    ("iputils-ping", &["/usr/bin/ping", "/bin/ping"]),
+    ("mount", &["/usr/sbin/losetup", "/sbin/losetup"]),
+    ("strace", &["/usr/bin/strace"]),
+];
 
 /// Installs what a sandbox needs and this machine lacks.
 pub(crate) fn for_run() -> Result<()> {

@@ -1,0 +1,36 @@
+//! Runs a tier of the fault proof: `fault-tiers H|K|V [--quick] [--seed N]`. Ends with 1 if anything is
+//! left behind.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use lifecycle_tests::lab::Programs;
+use lifecycle_tests::tiers::{Extent, Report, host, machine, syscalls};
+
+/// How long a quick run of one part takes.
+const QUICK: Duration = Duration::from_secs(40);
+
+fn main() -> Result<ExitCode> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let seed = words.iter().position(|word| word == "--seed").and_then(|at| words.get(at + 1));
+    let seed = seed.map_or(Ok(1), |seed| seed.parse()).context("--seed N")?;
+    let is_quick = words.iter().any(|word| word == "--quick");
+    let extent = if is_quick { Extent::Sample { seed, budget: QUICK } } else { Extent::Full };
+    let reports = match words.first().map(String::as_str) {
+        Some("H") => vec![host::run(&Programs::stand_ins()?, &host::LIVES, extent)?],
+        Some("K") => vec![syscalls::run(&Programs::stand_ins()?, extent)?],
+        Some("V") => vec![
+            machine::run_with_stand_ins(&Programs::stand_ins()?, extent)?,
+            machine::run(&Programs::real()?, extent)?,
+        ],
+        _ => bail!("usage: fault-tiers H|K|V [--quick] [--seed N]"),
+    };
+    for report in &reports {
+        println!("{report}");
+        for failure in &report.failures {
+            println!("  {}", failure.lines().next().unwrap_or_default());
+        }
+    }
+    Ok(if reports.iter().all(Report::is_clean) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
