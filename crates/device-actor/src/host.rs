@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use helper_process::HelperProcess;
 use sandbox_model::device::Access;
 use sandbox_model::ledger::ProcessIdentity;
-use sandbox_model::{Live, port};
+use sandbox_model::{Live, PassedFd, port};
 use serde::{Deserialize, Serialize};
 
 pub use helper_process::SocketFile;
@@ -40,12 +40,15 @@ pub struct InspectDisk {
 }
 
 /// A disk that can be plugged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiskFacts {
     /// Which.
     pub identity: DiskIdentity,
     /// Its size in bytes, never 0.
     pub bytes: u64,
+    /// The disk, open as the guest will use it.
+    #[serde(skip)]
+    pub file: PassedFd,
 }
 
 /// Asks for the node of a block device.

@@ -230,3 +230,41 @@ async fn a_process_that_ends_while_it_is_looked_at_is_no_stranger() {
         assert!(ended.as_ref().err().is_none_or(|error| error.kind == ErrorKind::NotFound), "{ended:?}");
     }
 }
+
+#[test]
+fn what_a_helper_says_when_nobody_reads_neither_ends_nor_blocks_it() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (alone, said, adopted) = (dir.path().join("alone"), dir.path().join("said"), dir.path().join("adopted"));
+    let wait_for = |path: &Path| format!("while ! [ -e {} ]; do sleep 0.01; done", path.display());
+    // More than a pipe holds, to nobody; then a word to whoever has come.
+    let text = format!(
+        "echo up >&2; {}; n=0; while [ $n -lt 3000 ]; do echo to nobody at all, and to nobody at all >&2; n=$((n+1)); \
+         done; : > {}; {}; echo welcome >&2; exec sleep 60",
+        wait_for(&alone),
+        said.display(),
+        wait_for(&adopted)
+    );
+    let tag = tag("unheard");
+    let first = runtime();
+    let process = first.block_on(async {
+        let helper = start(&text, &tag).await;
+        heard(&helper, "up").await;
+        helper.identity()
+    });
+    // What read its stderr goes, as it does when we are killed.
+    drop(first);
+    std::fs::write(&alone, "").unwrap();
+    runtime().block_on(async {
+        let deadline = in_seconds(30);
+        while !said.exists() {
+            assert!(is_alive(process), "it was ended by what it said");
+            assert!(Instant::now() < deadline, "it was blocked by what it said");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let helper = HelperProcess::adopt("sh", process, &tag, in_seconds(5)).await.unwrap();
+        std::fs::write(&adopted, "").unwrap();
+        heard(&helper, "welcome").await;
+        helper.kill().await.unwrap();
+    });
+}

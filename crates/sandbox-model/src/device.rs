@@ -173,6 +173,9 @@ pub struct PlacedDevice {
     pub slot: PciSlot,
     /// What.
     pub config: DeviceConfig,
+    /// A disk's open descriptor: what was checked is what the VMM uses, whatever takes its name.
+    #[serde(skip)]
+    pub disk: PassedFd,
 }
 
 /// A container's device, in the agent's words (behaviour A8).

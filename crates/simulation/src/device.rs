@@ -74,7 +74,7 @@ fn group_of(bdf: &str) -> Option<u32> {
 impl DeviceHost for SimulatedDeviceHost {
     async fn inspect_disk(&self, request: InspectDisk, _: Instant) -> PortResult<DiskFacts> {
         let inode = number_of(&request.path.display().to_string());
-        Ok(DiskFacts { identity: DiskIdentity::File { device: DEVICE, inode }, bytes: 1 << 20 })
+        Ok(DiskFacts { identity: DiskIdentity::File { device: DEVICE, inode }, bytes: 1 << 20, file: Live::absent() })
     }
 
     async fn find_block_node(&self, request: FindBlockNode, _: Instant) -> PortResult<BlockNode> {

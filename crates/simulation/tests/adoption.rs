@@ -9,7 +9,7 @@ use hypervisor::{AdoptVm, Hypervisor, KillVm, RemoveDevice, StartVm, StopVm, VmC
 use sandbox_model::config::{Accelerator, SandboxConfig};
 use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat, PciSlot, PlacedDevice};
 use sandbox_model::ledger::ProcessIdentity;
-use sandbox_model::{DeviceId, ErrorKind, Instant, SandboxId};
+use sandbox_model::{DeviceId, ErrorKind, Instant, Live, SandboxId};
 use simulation::{SimulatedDeviceHost, SimulatedVmmFactory, World};
 
 fn soon() -> Instant {
@@ -31,7 +31,12 @@ fn disk(name: &str, slot: u8) -> PlacedDevice {
         direct: false,
         serial: None,
     });
-    PlacedDevice { id: DeviceId::new(name).expect("an id"), slot: PciSlot { bridge: 0, slot }, config }
+    PlacedDevice {
+        id: DeviceId::new(name).expect("an id"),
+        slot: PciSlot { bridge: 0, slot },
+        config,
+        disk: Live::absent(),
+    }
 }
 
 fn spec() -> VmSpec {

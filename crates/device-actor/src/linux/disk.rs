@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, makedev, minor, open, stat};
 use rustix::io::Errno;
 use sandbox_model::device::Access;
-use sandbox_model::{ErrorKind, PortError, PortResult};
+use sandbox_model::{ErrorKind, PassedFd, PortError, PortResult};
 
 use crate::host::{BlockNode, DiskFacts, DiskIdentity, FindBlockNode};
 
@@ -28,25 +28,29 @@ pub(super) fn inspect(path: &Path, access: Access) -> PortResult<DiskFacts> {
         }
     };
     let is_device = matches!(identity, DiskIdentity::Block { .. });
-    let opened = reopen(&named, access, is_device).map_err(|error| refused(name(), error, is_device))?;
-    let bytes = File::from(opened).seek(SeekFrom::End(0)).map_err(|error| PortError::os("seek", name(), error))?;
+    let exclusive = if is_device && access == Access::ReadWrite { OFlags::EXCL } else { OFlags::empty() };
+    let refused = |error| refused(name(), error, is_device);
+    let claimed = reopen(&named, access, exclusive).map_err(refused)?;
+    // The claim is a question, not for keeps: another container of the VM may ask for the same disk.
+    let mut file = File::from(reopen(&named, access, OFlags::empty()).map_err(refused)?);
+    drop(claimed);
+    let bytes = file.seek(SeekFrom::End(0)).map_err(|error| PortError::os("seek", name(), error))?;
     if bytes == 0 {
         return Err(PortError::new(ErrorKind::Invalid, "open disk", name(), "it is empty"));
     }
-    Ok(DiskFacts { identity, bytes })
+    Ok(DiskFacts { identity, bytes, file: PassedFd::new(file.into()) })
 }
 
 /// Opens what was looked at, and nothing that has taken its name meanwhile, as the guest will use it.
 ///
 /// The kernel grants `O_EXCL` on a block device only while nothing on the host (a mount, device
 /// mapper, md, swap, a mounted partition of it) claims it.
-fn reopen(named: &OwnedFd, access: Access, is_device: bool) -> Result<OwnedFd, Errno> {
+fn reopen(named: &OwnedFd, access: Access, exclusive: OFlags) -> Result<OwnedFd, Errno> {
     let mode = match access {
         Access::ReadOnly => OFlags::RDONLY,
-        Access::ReadWrite if is_device => OFlags::RDWR | OFlags::EXCL,
         Access::ReadWrite => OFlags::RDWR,
     };
-    let flags = mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = mode | exclusive | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     open(format!("/proc/self/fd/{}", named.as_raw_fd()), flags, Mode::empty())
 }
 

@@ -3,7 +3,7 @@
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::device::{BlockDevice, DeviceConfig, PciPath, PlacedDevice};
 use sandbox_model::ledger::{HostObject, Identity, Scope};
-use sandbox_model::{DeviceId, ErrorKind, Outcome, PortError, PortResult};
+use sandbox_model::{DeviceId, ErrorKind, Outcome, PassedFd, PortError, PortResult};
 
 use super::{Bench, DeviceActor, SharedDraft, attached};
 use crate::host::InspectDisk;
@@ -68,31 +68,38 @@ fn check(config: &DeviceConfig) -> Result<(), DeviceError> {
 impl Bench {
     /// Plugs a device for `scope`, or lets `scope` share the one that is plugged.
     pub(super) async fn attach(&self, config: DeviceConfig, scope: &Scope) -> Result<AttachedDevice, DeviceError> {
-        let key = self.key(&config).await?;
+        let (key, disk) = self.key(&config).await?;
         let present = key.as_ref().and_then(|key| self.draft.borrow().find(key));
         let attached = match present {
             Some(device) => shared(&config, device)?,
-            None => self.plug(config, key).await?,
+            None => self.plug(config, key, disk).await?,
         };
         self.hold(&attached.device, scope)?;
         Ok(attached)
     }
 
     /// What makes the device one of a kind. A disk is opened for it.
-    async fn key(&self, config: &DeviceConfig) -> Result<Option<DeviceKey>, DeviceError> {
-        Ok(match config {
+    async fn key(&self, config: &DeviceConfig) -> Result<(Option<DeviceKey>, PassedFd), DeviceError> {
+        let key = match config {
             DeviceConfig::Block(block) => {
                 let wish = InspectDisk { path: block.path.clone(), access: block.access };
                 let facts = self.clients.host.inspect_disk(wish, self.deadline).await;
-                Some(DeviceKey::Disk(facts.map_err(|error| bad_source(block, error))?.identity))
+                let facts = facts.map_err(|error| bad_source(block, error))?;
+                return Ok((Some(DeviceKey::Disk(facts.identity)), facts.file));
             }
             DeviceConfig::Vfio(function) => Some(DeviceKey::Function(function.bdf.clone())),
             DeviceConfig::Vsock(_) => Some(DeviceKey::Vsock),
             DeviceConfig::Network(_) | DeviceConfig::ShareFs(_) => None,
-        })
+        };
+        Ok((key, PassedFd::absent()))
     }
 
-    async fn plug(&self, config: DeviceConfig, key: Option<DeviceKey>) -> Result<AttachedDevice, DeviceError> {
+    async fn plug(
+        &self,
+        config: DeviceConfig,
+        key: Option<DeviceKey>,
+        disk: PassedFd,
+    ) -> Result<AttachedDevice, DeviceError> {
         let kind = config.kind().to_owned();
         let reserved = self.draft.borrow_mut().reserve(&config, key);
         let Some((id, slot)) = reserved else {
@@ -100,7 +107,7 @@ impl Bench {
             return Err(DeviceError::NoFreeSlot { slots: slots.total(), bridges: slots.bridges() });
         };
         let object = HostObject::VmDevice { device: id.clone(), kind: kind.clone() };
-        let placed = PlacedDevice { id: id.clone(), slot, config };
+        let placed = PlacedDevice { id: id.clone(), slot, config, disk };
         // Nothing is awaited between taking the slot and the ledger's intent: cut off anywhere, a
         // doubtful device always has an entry by which an undo settles it.
         let made = self.clients.journal.make(Scope::Sandbox, object, |_| self.add(placed)).await;

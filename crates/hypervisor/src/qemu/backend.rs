@@ -4,13 +4,13 @@
 //! format is always said, never probed.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::libc;
+use rustix::fs::{FileType, fstat};
 use sandbox_model::device::{
-    Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, ShareFsDevice, VfioDevice, VsockBackend, VsockDevice,
+    Access, BlockDevice, DeviceConfig, DiskFormat, NetworkDevice, PlacedDevice, ShareFsDevice, VfioDevice,
+    VsockBackend, VsockDevice,
 };
 use sandbox_model::{ErrorKind, Instant, Outcome, PassedFd, PortError, PortResult};
 use serde_json::{Map, Value, json};
@@ -85,10 +85,10 @@ pub(super) struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Makes what `config` needs and returns the properties of its device.
-    pub(super) async fn make(&mut self, config: &DeviceConfig) -> PortResult<Properties> {
-        let properties = match config {
-            DeviceConfig::Block(block) => self.block(block).await?,
+    /// Makes what a device needs and returns its properties.
+    pub(super) async fn make(&mut self, device: &PlacedDevice) -> PortResult<Properties> {
+        let properties = match &device.config {
+            DeviceConfig::Block(block) => self.block(block, &device.disk).await?,
             DeviceConfig::Network(network) => self.network(network).await?,
             DeviceConfig::ShareFs(share) => self.share_fs(share).await?,
             DeviceConfig::Vsock(vsock) => self.vsock(vsock).await?,
@@ -114,11 +114,11 @@ impl Maker<'_> {
         result.map(|_| ())
     }
 
-    async fn block(&mut self, block: &BlockDevice) -> PortResult<Value> {
+    async fn block(&mut self, block: &BlockDevice, disk: &PassedFd) -> PortResult<Value> {
         let read_only = block.access == Access::ReadOnly;
-        let (file, driver) = open_disk(block.clone()).await?;
+        let driver = self.driver_of(disk)?;
         let set = self.number;
-        let add = Command::new("add-fd", json!({ "fdset-id": set })).with_fd(file);
+        let add = Command::new("add-fd", json!({ "fdset-id": set })).with_fd(disk.clone());
         self.produce(Backend::FdSet(set), add).await?;
         let node = format!("drive-{}", self.number);
         let format = match block.format {
@@ -137,6 +137,18 @@ impl Maker<'_> {
             properties["serial"] = serial.as_str().into();
         }
         Ok(properties)
+    }
+
+    /// QEMU's driver for what is open there.
+    fn driver_of(&self, disk: &PassedFd) -> PortResult<&'static str> {
+        let invalid = |cause: &str| PortError::new(ErrorKind::Invalid, "add-fd", self.object, cause);
+        let disk = disk.get().ok_or_else(|| invalid("no live descriptor"))?;
+        let facts = fstat(disk).map_err(|error| PortError::os("fstat", self.object, error))?;
+        match FileType::from_raw_mode(facts.st_mode) {
+            FileType::BlockDevice => Ok("host_device"),
+            FileType::RegularFile => Ok("file"),
+            _ => Err(invalid("neither a block device nor a regular file")),
+        }
     }
 
     async fn network(&mut self, network: &NetworkDevice) -> PortResult<Value> {
@@ -233,27 +245,4 @@ pub(super) async fn release(vm: &Vm, object: &str, made: Vec<Backend>) {
             }
         }
     }
-}
-
-/// Opens a disk with the rights that the guest shall have, and names QEMU's driver for it.
-async fn open_disk(block: BlockDevice) -> PortResult<(PassedFd, &'static str)> {
-    let path = block.path.display().to_string();
-    let refused = |error: std::io::Error| PortError::os("open", path.clone(), error);
-    // O_NONBLOCK: what turns out to be a FIFO must not hold us.
-    let flags = libc::O_NONBLOCK | if block.direct { libc::O_DIRECT } else { 0 };
-    let opened = tokio::task::spawn_blocking(move || {
-        let write = block.access == Access::ReadWrite;
-        let file = std::fs::OpenOptions::new().read(true).write(write).custom_flags(flags).open(&block.path)?;
-        let kind = file.metadata()?.file_type();
-        Ok((file, kind))
-    });
-    let (file, kind) = opened.await.map_err(std::io::Error::other).and_then(|opened| opened).map_err(refused)?;
-    let driver = if kind.is_block_device() {
-        "host_device"
-    } else if kind.is_file() {
-        "file"
-    } else {
-        return Err(PortError::new(ErrorKind::Invalid, "open", path, "neither a block device nor a regular file"));
-    };
-    Ok((PassedFd::new(file.into()), driver))
 }

@@ -74,7 +74,7 @@ pub(super) async fn plug(
 
 async fn try_plug(maker: &mut Maker<'_>, device: &PlacedDevice) -> PortResult<()> {
     check_place(device, maker.vm.limits.bridges)?;
-    let mut properties = maker.make(&device.config).await?;
+    let mut properties = maker.make(device).await?;
     properties.insert("id".into(), device.id.as_str().into());
     properties.insert("bus".into(), bridge_name(device.slot.bridge).into());
     // QEMU reads it as hexadecimal.
@@ -131,6 +131,7 @@ fn is(event: &Event, name: &str, device: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sandbox_model::PassedFd;
     use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat, PciSlot};
     use serde_json::Value;
 
@@ -220,14 +221,15 @@ mod tests {
             heard
         });
         let config = DeviceConfig::Block(BlockDevice {
-            path: "/etc/passwd".into(),
+            path: "/disk".into(),
             access: Access::ReadOnly,
             format: DiskFormat::Raw,
             direct: false,
             serial: None,
         });
         let id = sandbox_model::DeviceId::new("d").unwrap();
-        let device = PlacedDevice { id, slot: PciSlot { bridge: 0, slot: 1 }, config };
+        let disk = PassedFd::new(tempfile::tempfile().unwrap().into());
+        let device = PlacedDevice { id, slot: PciSlot { bridge: 0, slot: 1 }, config, disk };
         let failed = plug(&vm, &device, 7, Instant::now() + Duration::from_secs(20)).await.unwrap_err();
         assert_eq!(failed.error.to_string(), "device_add block d: no");
         assert!(failed.left.is_empty());

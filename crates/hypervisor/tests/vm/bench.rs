@@ -10,7 +10,7 @@ use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat, PciSl
 use sandbox_model::{DeviceId, PortResult};
 use tempfile::TempDir;
 
-use crate::{Guard, client, id, in_seconds, start};
+use crate::{Guard, client, id, in_seconds, opened, start};
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
@@ -84,8 +84,9 @@ impl Bench {
         let path = self.file(&format!("{name}.img"), &[0; 64 * 1024]);
         let access = if slot.is_multiple_of(2) { Access::ReadOnly } else { Access::ReadWrite };
         let serial = Some(name.to_owned());
+        let disk = opened(&path, access);
         let config = DeviceConfig::Block(BlockDevice { path, access, format: DiskFormat::Raw, direct: false, serial });
-        PlacedDevice { id: id(name), slot: PciSlot { bridge, slot }, config }
+        PlacedDevice { id: id(name), slot: PciSlot { bridge, slot }, config, disk }
     }
 
     pub(crate) async fn add(&self, device: PlacedDevice) -> PortResult<String> {

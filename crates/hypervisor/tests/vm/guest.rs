@@ -18,7 +18,7 @@ use sandbox_model::device::{
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{Instant, PassedFd};
 
-use crate::{Guard, client, id, in_seconds, start};
+use crate::{Guard, client, id, in_seconds, opened, start};
 
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 
@@ -33,15 +33,16 @@ fn guest() -> Option<PathBuf> {
 }
 
 pub(crate) fn placed(name: &str, slot: u8, config: DeviceConfig) -> PlacedDevice {
-    PlacedDevice { id: id(name), slot: PciSlot { bridge: 0, slot }, config }
+    PlacedDevice { id: id(name), slot: PciSlot { bridge: 0, slot }, config, disk: PassedFd::absent() }
 }
 
 pub(crate) fn disk(dir: &Path, name: &str, slot: u8) -> PlacedDevice {
     let path = dir.join(name);
     std::fs::write(&path, [0; 1 << 20]).expect("a file");
     let access = Access::ReadWrite;
+    let disk = opened(&path, access);
     let block = BlockDevice { path, access, format: DiskFormat::Raw, direct: false, serial: None };
-    placed(name, slot, DeviceConfig::Block(block))
+    PlacedDevice { disk, ..placed(name, slot, DeviceConfig::Block(block)) }
 }
 
 pub(crate) fn nic(name: &str, slot: u8, queues: Vec<PassedFd>) -> PlacedDevice {

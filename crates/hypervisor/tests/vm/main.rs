@@ -9,6 +9,7 @@ mod guest;
 mod paused;
 mod tap;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use helper_process::is_alive;
 use hypervisor::{BindSocket, Hypervisor, QemuFactory, StartVm, StartedVm, VmSpec, VmmFactory};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sandbox_model::config::SandboxConfig;
+use sandbox_model::device::Access;
 use sandbox_model::ledger::ProcessIdentity;
-use sandbox_model::{DeviceId, Instant, PortResult, SandboxId};
+use sandbox_model::{DeviceId, Instant, PassedFd, PortResult, SandboxId};
 
 fn in_seconds(seconds: u64) -> Instant {
     Instant::now() + Duration::from_secs(seconds)
@@ -40,6 +42,12 @@ async fn start(vm: &dyn Hypervisor, spec: VmSpec, tag: &str) -> PortResult<Start
         vm.bind_socket(BindSocket { path }, in_seconds(5)).await?;
     }
     vm.start_vm(StartVm { spec, tag: tag.to_owned() }, in_seconds(20)).await
+}
+
+/// A disk, opened as the guest will use it.
+fn opened(path: &Path, access: Access) -> PassedFd {
+    let file = File::options().read(true).write(access == Access::ReadWrite).open(path);
+    PassedFd::new(file.expect("a file").into())
 }
 
 /// Ends a process when a test is over, also when it panics.
