@@ -16,8 +16,9 @@ use crate::lab::{Job, Lab, Outcome, Programs, Strike, When, World};
 const LIMIT_MS: u64 = 120_000;
 /// Moments by the clock at which `sandboxctl` is killed.
 const MOMENTS: u64 = 60;
-/// How long a death may stay unnoticed before the run is told to end.
-const UNNOTICED_US: u64 = 30_000_000;
+/// How long a death may stay unnoticed before the run is told to end: longer than an agent is waited
+/// for.
+const UNNOTICED_US: u64 = 45_000_000;
 /// Between two signals of somebody impatient.
 const IMPATIENCE_US: [u64; 3] = [0, 5_000, 50_000];
 

@@ -82,7 +82,7 @@ pub(crate) fn cleanup(global: &Global, args: &CleanupArgs) -> Result<(), Failure
         let system = start(global)?;
         let mut outcomes = Vec::new();
         for id in wished {
-            match owner::claim(&global.state_dir, &id) {
+            match owner::claim_of_the_dead(&global.state_dir, &id).await {
                 Ok(claim) => outcomes.push((id.clone(), system.cleanup_sandbox(&id).await, claim)),
                 Err(owner::Unclaimed::Runs) if args.all => tracing::info!("{id} is run by a living process"),
                 Err(owner::Unclaimed::Runs) => return Err(runs(&id)),
