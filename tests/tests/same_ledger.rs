@@ -82,14 +82,13 @@ fn shown(object: &Value, state_dir: &str) -> String {
 #[test]
 fn the_same_life_writes_the_same_ledger_on_both_hosts() {
     let Some(programs) = Programs::or_skip(Programs::stand_ins()) else { return };
+    let mut lab = Lab::open(&programs).unwrap();
     for life in LIVES {
-        let mut lab = Lab::open(&programs).unwrap();
         let outcome = lab.run(&host::job(lab.world(), life, "")).unwrap();
         assert!(outcome.leak().is_none(), "{outcome:#?}");
         let real = host::told(&outcome).unwrap().ledger;
         let real = normalised(&real, lab.world().state.to_str().unwrap());
         let simulated = normalised(&simulated(life, lab.world()), "/run/simulated");
-        lab.close().unwrap();
         assert!(real.values().map(Vec::len).sum::<usize>() > 5, "{real:#?}");
         for actor in real.keys().chain(simulated.keys()) {
             // In whichever order an actor's own objects come, what it writes of each is the same.
@@ -100,4 +99,5 @@ fn the_same_life_writes_the_same_ledger_on_both_hosts() {
             assert_eq!(real, simulated, "{life}: {actor}");
         }
     }
+    lab.close().unwrap();
 }

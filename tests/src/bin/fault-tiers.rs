@@ -1,5 +1,6 @@
-//! Runs a tier of the fault proof: `fault-tiers H|K|V [--quick] [--seed N]`. Ends with 1 if anything is
-//! left behind.
+//! Runs a tier of the fault proof: `fault-tiers H|K|V [--quick | --seconds N] [--seed N]`. Without a
+//! limit of time it runs all of it; a seed draws what is run within one. Ends with 1 if anything is left
+//! behind.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,10 +14,14 @@ const QUICK: Duration = Duration::from_secs(40);
 
 fn main() -> Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let seed = words.iter().position(|word| word == "--seed").and_then(|at| words.get(at + 1));
-    let seed = seed.map_or(Ok(1), |seed| seed.parse()).context("--seed N")?;
-    let is_quick = words.iter().any(|word| word == "--quick");
-    let extent = if is_quick { Extent::Sample { seed, budget: QUICK } } else { Extent::Full };
+    let number = |name: &str| {
+        let value = words.iter().position(|word| word == name).and_then(|at| words.get(at + 1));
+        value.map(|value| value.parse::<u64>()).transpose().with_context(|| format!("{name} NUMBER"))
+    };
+    let quick = words.iter().any(|word| word == "--quick").then_some(QUICK);
+    let budget = number("--seconds")?.map(Duration::from_secs).or(quick);
+    let seed = number("--seed")?.unwrap_or(1);
+    let extent = budget.map_or(Extent::Full, |budget| Extent::Sample { seed, budget });
     let reports = match words.first().map(String::as_str) {
         Some("H") => vec![host::run(&Programs::stand_ins()?, &host::LIVES, extent)?],
         Some("K") => vec![syscalls::run(&Programs::stand_ins()?, extent)?],
@@ -24,7 +29,7 @@ fn main() -> Result<ExitCode> {
             machine::run_with_stand_ins(&Programs::stand_ins()?, extent)?,
             machine::run(&Programs::real()?, extent)?,
         ],
-        _ => bail!("usage: fault-tiers H|K|V [--quick] [--seed N]"),
+        _ => bail!("usage: fault-tiers H|K|V [--quick | --seconds N] [--seed N]"),
     };
     for report in &reports {
         println!("{report}");
