@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use actix::Addr;
 use sandbox_model::Instant;
-use sandbox_model::lifecycle::ActorName;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use crate::shared::Shared;
 use crate::shell::{Envelope, Shell};
-use crate::{Death, Domain, Hops, Interrupt, Refused, Request, Serve};
+use crate::{Death, Domain, Hops, Refused, Request, Serve};
 
 /// What a message is sent with.
 #[derive(Debug, Clone, Copy)]
@@ -21,35 +21,26 @@ pub struct Ask {
 }
 
 /// The address of an actor: cheap to clone, usable from any thread and runtime.
-pub struct Address<D: Domain> {
+pub struct Address<D: Domain>(pub(crate) Arc<Reach<D>>);
+
+/// What leads to an actor. One for all clones of its address: a clone of an actix address allocates
+/// twice.
+pub(crate) struct Reach<D: Domain> {
     pub(crate) mailbox: Addr<Shell<D>>,
-    pub(crate) actor: ActorName,
-    pub(crate) permits: Arc<Semaphore>,
-    pub(crate) bound: usize,
-    pub(crate) interrupts: Arc<watch::Sender<u64>>,
-    pub(crate) death: watch::Receiver<Option<Death>>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) snapshot: watch::Receiver<D::Snapshot>,
     pub(crate) hops: Option<Arc<dyn Hops>>,
 }
 
 impl<D: Domain> Clone for Address<D> {
     fn clone(&self) -> Self {
-        Self {
-            mailbox: self.mailbox.clone(),
-            actor: self.actor,
-            permits: self.permits.clone(),
-            bound: self.bound,
-            interrupts: self.interrupts.clone(),
-            death: self.death.clone(),
-            snapshot: self.snapshot.clone(),
-            hops: self.hops.clone(),
-        }
+        Self(self.0.clone())
     }
 }
 
 impl<D: Domain> fmt::Debug for Address<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Address({})", self.actor)
+        write!(f, "Address({})", self.0.shared.actor)
     }
 }
 
@@ -67,31 +58,25 @@ impl<D: Domain> Address<D> {
         R: Request,
         D: Serve<R>,
     {
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-            return Err(Refused::Busy { actor: self.actor, bound: self.bound });
-        };
-        let envelope = Envelope {
-            request,
-            deadline: ask.deadline,
-            cause: ask.cause,
-            sent: Instant::now(),
-            interrupt: Interrupt { count: self.interrupts.subscribe(), sent_at: *self.interrupts.borrow() },
-            _permit: permit,
-        };
+        let Reach { mailbox, shared, .. } = &*self.0;
+        let place = shared.admit()?;
+        let interrupt = place.interrupt();
+        let Ask { deadline, cause } = ask;
+        let envelope = Envelope { request, deadline, cause, sent: Instant::now(), interrupt, place };
         self.hop().await;
-        let answer = self.mailbox.send(envelope).await;
+        let answer = mailbox.send(envelope).await;
         self.hop().await;
         match answer {
             Ok(answer) => answer,
-            Err(_) => Err(match &*self.death.borrow() {
+            Err(_) => Err(match shared.death.get() {
                 Some(death) => Refused::Died { actor: death.actor, reason: death.reason.clone() },
-                None => Refused::Ended { actor: self.actor },
+                None => Refused::Ended { actor: shared.actor },
             }),
         }
     }
 
     async fn hop(&self) {
-        let delay = self.hops.as_ref().map(|hops| hops.next());
+        let delay = self.0.hops.as_ref().map(|hops| hops.next());
         if let Some(delay) = delay.filter(|delay| !delay.is_zero()) {
             tokio::time::sleep(delay).await;
         }
@@ -99,21 +84,21 @@ impl<D: Domain> Address<D> {
 
     /// Interrupts the message being served and refuses those that wait. Later ones are served.
     pub fn interrupt(&self) {
-        self.interrupts.send_modify(|count| *count += 1);
+        self.0.shared.interrupt();
     }
 
     /// How the actor died, once it has.
-    pub fn death(&self) -> watch::Receiver<Option<Death>> {
-        self.death.clone()
+    pub fn death(&self) -> Option<&Death> {
+        self.0.shared.death.get()
     }
 
     /// What the actor last published.
     pub fn snapshot(&self) -> watch::Receiver<D::Snapshot> {
-        self.snapshot.clone()
+        self.0.snapshot.clone()
     }
 
     /// Messages that wait or are being served.
     pub fn depth(&self) -> usize {
-        self.bound - self.permits.available_permits()
+        self.0.shared.depth()
     }
 }

@@ -8,8 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
 use actix::{Arbiter, ArbiterHandle, System};
+use futures::FutureExt;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+
+use crate::LocalFuture;
 
 /// Blocking system calls that one arbiter may have in flight.
 const BLOCKING_THREADS_MAX: usize = 8;
@@ -151,33 +153,59 @@ impl Seat {
 }
 
 thread_local! {
-    /// Blocking calls of this arbiter whose callers have given up, and which still go on.
-    static ABANDONED: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
+    /// What goes on on behalf of this arbiter's actors although nobody waits for it any more.
+    static ABANDONED: RefCell<Vec<LocalFuture<()>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A blocking call that goes on when nobody waits for it any more.
-struct Running(Option<JoinHandle<()>>);
+/// Something that goes on whether or not somebody waits for it.
+struct Running<F: Future + Unpin + 'static>(Option<F>);
 
-impl Drop for Running {
+impl<F: Future + Unpin + 'static> Drop for Running<F> {
     fn drop(&mut self) {
         if let Some(running) = self.0.take() {
-            ABANDONED.with_borrow_mut(|abandoned| abandoned.push(running));
+            let rest: LocalFuture<()> = Box::pin(running.map(drop));
+            ABANDONED.with_borrow_mut(|abandoned| abandoned.push(rest));
         }
     }
 }
 
-/// Runs a blocking system call beside the arbiter, on its bounded pool.
+/// Waits for something that cannot be stopped: a call on another thread.
 ///
-/// Its future may be dropped; the call itself then still goes on to its end, and the actor that
+/// This future may be dropped; what it waits for then still goes on to its end, and the actor that
 /// dropped it does not go on before it: what a call makes after its undo has looked would stay.
-pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tell, told) = oneshot::channel();
-    let call = move || {
-        let _ = tell.send(catch_unwind(AssertUnwindSafe(call)));
+pub async fn to_its_end<T>(running: impl Future<Output = T> + Unpin + 'static) -> T {
+    let mut running = Running(Some(running));
+    let outcome = match &mut running.0 {
+        Some(running) => running.await,
+        // It is taken out only below and when this future is dropped.
+        None => std::future::pending().await,
     };
-    let mut running = Running(Some(tokio::task::spawn_blocking(call)));
-    let outcome = told.await;
     running.0 = None;
+    outcome
+}
+
+/// Runs a blocking system call beside the arbiter, on its bounded pool, [to its end](to_its_end).
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    told(to_its_end(on_pool(call)).await).await
+}
+
+/// As [`blocking`], for a call whose effect is there before it returns: whoever has seen the effect
+/// may drop this future and go on, while the kernel goes on waiting for itself.
+pub async fn blocking_after_effect<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    told(on_pool(call).await).await
+}
+
+type Told<T> = Result<std::thread::Result<T>, oneshot::error::RecvError>;
+
+fn on_pool<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<std::thread::Result<T>> {
+    let (tell, told) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let _ = tell.send(catch_unwind(AssertUnwindSafe(call)));
+    });
+    told
+}
+
+async fn told<T>(outcome: Told<T>) -> T {
     match outcome {
         Ok(Ok(value)) => value,
         Ok(Err(payload)) => resume_unwind(payload),
@@ -186,13 +214,9 @@ pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-/// Waits for the blocking calls of this arbiter whose callers have given up.
+/// Waits for what goes on on this arbiter although nobody waits for it any more.
 pub(crate) async fn abandoned_calls() {
     while let Some(running) = ABANDONED.with_borrow_mut(Vec::pop) {
-        let mut running = Running(Some(running));
-        if let Some(handle) = &mut running.0 {
-            let _ = handle.await;
-        }
-        running.0 = None;
+        to_its_end(running).await;
     }
 }

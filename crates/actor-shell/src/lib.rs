@@ -31,13 +31,15 @@
 //!
 //! # What it avoids
 //!
-//! actix serialises only what goes through `ctx.wait`, which is what `AtomicResponse` is. Nothing
+//! actix serialises only what goes through `ctx.wait`, as every message that is performed does. Nothing
 //! here calls `ctx.spawn`, timers or streams, and no actor holds its own address: those interleave,
 //! stand still, or deadlock.
 #![forbid(unsafe_code)]
 
 mod address;
 mod arbiters;
+mod performing;
+mod shared;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -53,10 +55,10 @@ use sandbox_model::lifecycle::ActorName;
 use sandbox_model::trace::{Event, TraceSink};
 use sandbox_model::{Instant, SandboxId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use shared::Interrupt;
 
 pub use address::{Address, Ask};
-pub use arbiters::{Arbiters, StartError, blocking};
+pub use arbiters::{Arbiters, StartError, blocking, blocking_after_effect, to_its_end};
 pub use shell::{spawn, spawn_afar};
 
 /// A future that stays on its thread.
@@ -176,7 +178,7 @@ pub struct Call {
 impl Call {
     /// Resolves when the actor is interrupted; never otherwise.
     pub async fn interrupted(&self) {
-        self.interrupt.clone().raised().await;
+        self.interrupt.raised().await;
     }
 
     /// Whether the actor has been interrupted since this message was sent.
@@ -187,27 +189,6 @@ impl Call {
     /// What to ask another actor with, on behalf of this message.
     pub fn ask(&self) -> Ask {
         Ask { deadline: self.deadline, cause: Some(self.seq) }
-    }
-}
-
-/// An interruption concerns the messages sent before it: each carries the count at which it was sent.
-#[derive(Debug, Clone)]
-pub(crate) struct Interrupt {
-    count: watch::Receiver<u64>,
-    sent_at: u64,
-}
-
-impl Interrupt {
-    fn is_raised(&self) -> bool {
-        *self.count.borrow() > self.sent_at
-    }
-
-    async fn raised(mut self) {
-        let sent_at = self.sent_at;
-        if self.count.wait_for(|count| *count > sent_at).await.is_err() {
-            // Nobody is left who could interrupt.
-            std::future::pending::<()>().await;
-        }
     }
 }
 

@@ -1,30 +1,29 @@
 //! The actix actor around a domain.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use actix::{Actor, ActorFutureExt, AtomicResponse, Context, Handler, Message, WrapFuture};
-use futures::FutureExt;
+use actix::{Actor, Context, Handler, Message};
 use sandbox_model::Instant;
 use sandbox_model::trace::{Event, Place};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout_at;
+use tokio::sync::watch;
 
+use crate::address::Reach;
 use crate::arbiters::abandoned_calls;
-use crate::{
-    Address, Call, Completion, Death, Domain, Hops, Identity, Interrupt, Plan, Refused, Request, Serve, panic_text,
-};
+use crate::performing::{Performing, Served};
+use crate::shared::{self, Interrupt, Shared};
+use crate::{Address, Call, Death, Domain, Hops, Identity, Plan, Refused, Request, Serve, panic_text};
 
 /// A domain with a mailbox.
 pub(crate) struct Shell<D: Domain> {
-    domain: D,
+    pub(crate) domain: D,
     identity: Identity,
-    death: watch::Sender<Option<Death>>,
+    shared: Arc<Shared>,
     snapshot: watch::Sender<D::Snapshot>,
     /// Whether the last message was dropped in the middle.
-    was_cut_off: bool,
+    pub(crate) was_cut_off: bool,
 }
 
 /// A message on its way.
@@ -34,20 +33,15 @@ pub(crate) struct Envelope<R> {
     pub(crate) cause: Option<u64>,
     pub(crate) sent: Instant,
     pub(crate) interrupt: Interrupt,
-    pub(crate) _permit: OwnedSemaphorePermit,
+    pub(crate) place: shared::Place,
 }
 
 impl<R: Request> Message for Envelope<R> {
-    type Result = Result<R::Reply, Refused>;
+    type Result = Answer<R>;
 }
 
 impl<D: Domain> Actor for Shell<D> {
     type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        // Never the limit: admission is ours, since actix counts per clone of an address.
-        ctx.set_mailbox_capacity(self.identity.bound.max(16));
-    }
 }
 
 /// Gives `domain` a mailbox on this thread, which must run a `LocalSet` (an arbiter does).
@@ -60,52 +54,47 @@ pub fn spawn_afar<D: Domain>(mut domain: D, identity: Identity, hops: Option<Arc
     let mut first = D::Snapshot::default();
     domain.publish(&mut first);
     let (snapshot, seen) = watch::channel(first);
-    let (death, noticed) = watch::channel(None);
-    let (actor, bound) = (identity.actor, identity.bound);
-    let mailbox = Shell { domain, identity, death, snapshot, was_cut_off: false }.start();
-    Address {
-        mailbox,
-        actor,
-        permits: Arc::new(Semaphore::new(bound)),
-        bound,
-        interrupts: Arc::new(watch::Sender::new(0)),
-        death: noticed,
-        snapshot: seen,
-        hops,
-    }
+    let shared = Shared::new(identity.actor, identity.bound);
+    let shell = Shell { domain, identity, shared: shared.clone(), snapshot, was_cut_off: false };
+    let mailbox = Shell::create(move |ctx| {
+        // Without a limit of its own: admission is ours, since actix counts per clone of an address.
+        ctx.set_mailbox_capacity(0);
+        shell
+    });
+    Address(Arc::new(Reach { mailbox, shared, snapshot: seen, hops }))
 }
 
-type Answer<R> = Result<<R as Request>::Reply, Refused>;
+pub(crate) type Answer<R> = Result<<R as Request>::Reply, Refused>;
 
 impl<D, R> Handler<Envelope<R>> for Shell<D>
 where
     R: Request,
     D: Serve<R>,
 {
-    type Result = AtomicResponse<Self, Answer<R>>;
+    type Result = Served<D, R>;
 
-    fn handle(&mut self, envelope: Envelope<R>, _: &mut Self::Context) -> Self::Result {
-        let Envelope { request, deadline, cause, sent, interrupt, _permit } = envelope;
+    fn handle(&mut self, envelope: Envelope<R>, _: &mut Self::Context) -> Served<D, R> {
+        let Envelope { request, deadline, cause, sent, interrupt, place } = envelope;
         let record = self.received(&request, cause, sent);
         let call = Call { seq: record.seq, deadline, interrupt };
         self.identity.cause.set(record.seq);
 
-        if let Err(refused) = self.admissible(&call) {
-            return self.answer_now::<R>(record, Err(refused), _permit);
+        if let Err(refused) = self.admissible(&call, record.taken) {
+            return self.answer_now(&record, Err(refused), place);
         }
-        let planned = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            Ok(match self.domain.plan(request, &call) {
-                Plan::Answer(reply) => Err(reply),
-                Plan::Perform(ticket) => {
-                    let effect = self.domain.perform(&ticket, &call);
-                    Ok((ticket, effect))
-                }
-            })
-        }))
-        .unwrap_or_else(|payload| Err(self.die(&*payload)));
+        let planned = catch_unwind(AssertUnwindSafe(|| match self.domain.plan(request, &call) {
+            Plan::Answer(reply) => Err(reply),
+            Plan::Perform(ticket) => {
+                let effect = self.domain.perform(&ticket, &call);
+                Ok((ticket, effect))
+            }
+        }));
         let (ticket, effect) = match planned {
-            Err(refused) => return self.answer_now::<R>(record, Err(refused), _permit),
-            Ok(Err(reply)) => return self.answer_now::<R>(record, Ok(reply), _permit),
+            Err(payload) => {
+                let refused = self.die(&*payload);
+                return self.answer_now(&record, Err(refused), place);
+            }
+            Ok(Err(reply)) => return self.answer_now(&record, Ok(reply), place),
             Ok(Ok(planned)) => planned,
         };
 
@@ -118,76 +107,59 @@ where
         } else {
             effect
         };
-        let effect = AssertUnwindSafe(bounded(effect, call, self.domain.grace())).catch_unwind();
-        AtomicResponse::new(Box::pin(effect.into_actor(self).map(move |done, shell, _| {
-            shell.was_cut_off = !matches!(done, Ok(Completion::Finished(_)));
-            let answer = match done {
-                Err(payload) => Err(shell.die(&*payload)),
-                Ok(done) => std::panic::catch_unwind(AssertUnwindSafe(|| shell.domain.settle(ticket, done)))
-                    .map_err(|payload| shell.die(&*payload)),
-            };
-            shell.publish();
-            shell.replied::<R>(&record, &answer);
-            drop(_permit);
-            answer
-        })))
-    }
-}
-
-/// Drives `effect` to its end, its deadline or an interruption, each plus the domain's grace.
-async fn bounded<T>(effect: crate::LocalFuture<T>, call: Call, grace: std::time::Duration) -> Completion<T> {
-    let interrupted = async {
-        call.interrupted().await;
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        biased;
-        done = timeout_at(call.deadline + grace, effect) =>
-            done.map_or(Completion::DeadlinePassed, Completion::Finished),
-        () = interrupted => Completion::Interrupted,
+        Served::Later(Performing::new(effect, ticket, call, self.domain.grace(), record, place))
     }
 }
 
 /// What is remembered of a message for its second record.
-struct Received {
+pub(crate) struct Received {
     seq: u64,
     taken: Instant,
 }
 
 impl<D: Domain> Shell<D> {
     /// Judged when taken, not when sent: an expired message must not reach the VMM.
-    fn admissible(&self, call: &Call) -> Result<(), Refused> {
+    fn admissible(&self, call: &Call, taken: Instant) -> Result<(), Refused> {
         let actor = self.identity.actor;
-        if let Some(death) = &*self.death.borrow() {
+        if let Some(death) = self.shared.death.get() {
             return Err(Refused::Died { actor, reason: death.reason.clone() });
         }
         if call.is_interrupted() {
             return Err(Refused::Interrupted { actor });
         }
-        if Instant::now() >= call.deadline {
+        if taken >= call.deadline {
             return Err(Refused::Expired { actor });
         }
         Ok(())
     }
 
-    fn answer_now<R: Request>(
+    fn answer_now<R: Request>(&mut self, record: &Received, answer: Answer<R>, place: shared::Place) -> Served<D, R>
+    where
+        D: Serve<R>,
+    {
+        Served::Now(self.answered::<R>(record, answer, place))
+    }
+
+    /// The end of every message: what others see of the actor is true before the answer is there.
+    pub(crate) fn answered<R: Request>(
         &mut self,
-        record: Received,
+        record: &Received,
         answer: Answer<R>,
-        permit: OwnedSemaphorePermit,
-    ) -> AtomicResponse<Self, Answer<R>> {
+        place: shared::Place,
+    ) -> Answer<R> {
         self.publish();
-        self.replied::<R>(&record, &answer);
-        drop(permit);
-        AtomicResponse::new(Box::pin(futures::future::ready(answer).into_actor(self)))
+        self.replied::<R>(record, &answer);
+        drop(place);
+        answer
     }
 
     /// Keeps the reason of a panic. The state may be half changed, so nothing is served any more.
-    fn die(&mut self, payload: &(dyn std::any::Any + Send)) -> Refused {
+    pub(crate) fn die(&mut self, payload: &(dyn std::any::Any + Send)) -> Refused {
         let actor = self.identity.actor;
         let reason = panic_text(payload);
         tracing::error!(sandbox = %self.identity.sandbox, %actor, %reason, "actor died");
-        self.death.send_replace(Some(Death { actor, reason: reason.clone() }));
+        // The first reason counts.
+        let _ = self.shared.death.set(Death { actor, reason: reason.clone() });
         let sink = &self.identity.sink;
         if sink.is_recording() {
             let cause = Some(self.identity.cause.get()).filter(|seq| *seq != 0);
@@ -197,7 +169,7 @@ impl<D: Domain> Shell<D> {
     }
 
     fn publish(&mut self) {
-        if self.death.borrow().is_none() {
+        if self.shared.death.get().is_none() {
             let domain = &mut self.domain;
             self.snapshot.send_modify(|snapshot| domain.publish(snapshot));
         }

@@ -203,7 +203,7 @@ fn a_panic_ends_its_actor_keeps_its_reason_and_harms_no_neighbour() {
             assert!(reason.ends_with("panic"), "{reason}");
             assert_eq!(queued.unwrap_err(), died.clone().unwrap_err());
             assert_eq!(dying.ask(work("later", 1), within(1000)).await.unwrap_err(), died.unwrap_err());
-            assert_eq!(dying.death().borrow().as_ref().map(|death| death.actor), Some(ActorName::Device));
+            assert_eq!(dying.death().map(|death| death.actor), Some(ActorName::Device));
             assert_eq!(neighbour.ask(work("well", 1), within(1000)).await, Ok("Finished(())".into()));
         });
     }

@@ -195,7 +195,7 @@ impl SandboxHandle {
     /// Where the sandbox stands. Never waits.
     pub fn status(&self) -> SandboxStatus {
         let mut status = self.status.borrow().clone();
-        if let Some(death) = &*self.supervisor.death().borrow() {
+        if let Some(death) = self.supervisor.death() {
             status.state = LifecycleState::Failed;
             status.failure.get_or_insert_with(|| death.to_string());
         }

@@ -289,7 +289,7 @@ impl ResourceSystem {
     /// [`SandboxError::Unknown`]; [`SandboxError::Store`] names the damaged line of a ledger.
     /// Objects that could not be given back are in the report.
     pub async fn cleanup_sandbox(&self, sandbox: &SandboxId) -> Result<UndoReport, SandboxError> {
-        let here = self.sandbox(sandbox).filter(|handle| handle.supervisor.death().borrow().is_none());
+        let here = self.sandbox(sandbox).filter(|handle| handle.supervisor.death().is_none());
         let handle = match here {
             Some(handle) => handle,
             None => {

@@ -284,6 +284,21 @@ pub trait Ledger: fmt::Debug {
 
     /// One live entry.
     fn entry(&self, id: EntryId) -> Option<Entry>;
+
+    /// How many are live.
+    fn count(&self) -> usize {
+        self.live().len()
+    }
+
+    /// The newest live entry; 0 without any.
+    fn newest(&self) -> EntryId {
+        self.live().last().map_or(EntryId(0), |entry| entry.id)
+    }
+
+    /// Whether a live entry passes `test`.
+    fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
+        self.live().iter().any(test)
+    }
 }
 
 /// One actor's hand on the ledger.

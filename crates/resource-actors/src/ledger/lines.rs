@@ -16,6 +16,11 @@ pub trait Lines: Debug {
     /// # Errors
     /// It could not be written, and nothing of it is there.
     fn append(&mut self, line: &[u8]) -> PortResult<()>;
+
+    /// Whether they are kept at all: otherwise nobody writes a line for them.
+    fn are_kept(&self) -> bool {
+        true
+    }
 }
 
 /// A ledger whose records are lines of JSON.
@@ -40,6 +45,9 @@ impl<L: Lines> LineLedger<L> {
     /// # Errors
     /// It could not be written.
     pub(super) fn write(&self, record: &Record) -> PortResult<()> {
+        if !self.lines.borrow().are_kept() {
+            return Ok(());
+        }
         let mut line = serde_json::to_vec(record)
             .map_err(|error| PortError::new(ErrorKind::Invalid, "record", "ledger", error.to_string()))?;
         line.push(b'\n');
@@ -73,5 +81,17 @@ impl<L: Lines> Ledger for LineLedger<L> {
 
     fn entry(&self, id: EntryId) -> Option<Entry> {
         self.table.borrow().entry(id).cloned()
+    }
+
+    fn count(&self) -> usize {
+        self.table.borrow().len()
+    }
+
+    fn newest(&self) -> EntryId {
+        self.table.borrow().entries().next_back().map_or(EntryId(0), |entry| entry.id)
+    }
+
+    fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
+        self.table.borrow().entries().any(test)
     }
 }

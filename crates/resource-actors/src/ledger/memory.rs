@@ -20,6 +20,10 @@ impl Lines for NoLines {
     fn append(&mut self, _: &[u8]) -> PortResult<()> {
         Ok(())
     }
+
+    fn are_kept(&self) -> bool {
+        false
+    }
 }
 
 /// Keeps sandboxes in memory.

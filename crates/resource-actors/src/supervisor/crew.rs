@@ -136,7 +136,7 @@ impl Crew {
 
     /// The newest entry of the ledger: what comes after belongs to the step that asks.
     pub(crate) fn mark(&self) -> EntryId {
-        self.ledger.live().last().map_or(EntryId(0), |entry| entry.id)
+        self.ledger.newest()
     }
 
     /// Publishes that a step has begun, or what it waits for now.

@@ -122,7 +122,7 @@ impl Domain for Supervisor {
 
     /// The status has a channel of its own, which steps update while they run.
     fn publish(&mut self, (): &mut ()) {
-        let (state, objects) = (self.state, self.crew.ledger.live().len());
+        let (state, objects) = (self.state, self.crew.ledger.count());
         self.crew.status.send_modify(|status| {
             *status = SandboxStatus {
                 state,

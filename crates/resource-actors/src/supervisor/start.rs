@@ -65,10 +65,17 @@ impl Step for PrepareBeforeStartVm {
                     }
                 }
             }
-            facts.network = network;
+            facts.network = network.map(without_descriptors);
             Ok(((), facts))
         })
     }
+}
+
+/// What later steps know of a network. Its taps' descriptors are the network actor's and the VMM's:
+/// whoever drops the last one waits for the kernel.
+fn without_descriptors(mut network: NetworkIsUp) -> NetworkIsUp {
+    network.nics.iter_mut().for_each(|nic| nic.queues.clear());
+    network
 }
 
 /// The resources of which a sandbox has at most one.
@@ -323,7 +330,7 @@ impl Step for SetUpNetwork {
             if crew.status.borrow().state == LifecycleState::Running {
                 crew.tell_network(STEP, &network.guest, call.deadline).await?;
             }
-            facts.network = Some(network);
+            facts.network = Some(without_descriptors(network));
             Ok(((), facts))
         })
     }

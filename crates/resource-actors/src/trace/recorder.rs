@@ -114,4 +114,16 @@ impl Ledger for RecordedLedger {
     fn entry(&self, id: EntryId) -> Option<Entry> {
         self.ledger.entry(id)
     }
+
+    fn count(&self) -> usize {
+        self.ledger.count()
+    }
+
+    fn newest(&self) -> EntryId {
+        self.ledger.newest()
+    }
+
+    fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
+        self.ledger.any(test)
+    }
 }

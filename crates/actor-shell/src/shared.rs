@@ -1,0 +1,95 @@
+//! What an actor and its addresses share: how many messages are on their way, interruptions, death.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use sandbox_model::lifecycle::ActorName;
+use tokio::sync::Notify;
+
+use crate::{Death, Refused};
+
+/// Shared by one actor and all that hold its address.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) actor: ActorName,
+    /// Messages that may wait or be served at once.
+    pub(crate) bound: usize,
+    on_their_way: AtomicUsize,
+    interruptions: AtomicU64,
+    interrupted: Notify,
+    pub(crate) death: OnceLock<Death>,
+}
+
+impl Shared {
+    pub(crate) fn new(actor: ActorName, bound: usize) -> Arc<Self> {
+        Arc::new(Self {
+            actor,
+            bound,
+            on_their_way: AtomicUsize::new(0),
+            interruptions: AtomicU64::new(0),
+            interrupted: Notify::new(),
+            death: OnceLock::new(),
+        })
+    }
+
+    /// Messages that wait or are being served.
+    pub(crate) fn depth(&self) -> usize {
+        self.on_their_way.load(Ordering::Acquire)
+    }
+
+    /// Lets one more message on its way.
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, Refused> {
+        let more = |count| (count < self.bound).then_some(count + 1);
+        match self.on_their_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(Place(self.clone())),
+            Err(_) => Err(Refused::Busy { actor: self.actor, bound: self.bound }),
+        }
+    }
+
+    pub(crate) fn interrupt(&self) {
+        self.interruptions.fetch_add(1, Ordering::AcqRel);
+        self.interrupted.notify_waiters();
+    }
+}
+
+/// The place of one message among those that wait or are served; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<Shared>);
+
+impl Place {
+    /// How a message sent now learns of interruptions.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        Interrupt { sent_at: self.0.interruptions.load(Ordering::Acquire), shared: self.0.clone() }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.on_their_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An interruption concerns the messages sent before it: each carries the count at which it was sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Interrupt {
+    shared: Arc<Shared>,
+    sent_at: u64,
+}
+
+impl Interrupt {
+    pub(crate) fn is_raised(&self) -> bool {
+        self.shared.interruptions.load(Ordering::Acquire) > self.sent_at
+    }
+
+    /// Resolves when it is raised; never otherwise.
+    pub(crate) async fn raised(&self) {
+        loop {
+            // Made before the look: from here on no notification is missed.
+            let notified = self.shared.interrupted.notified();
+            if self.is_raised() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
