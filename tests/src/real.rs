@@ -125,7 +125,7 @@ impl Lab {
         Ports {
             vmm: Arc::new(QemuFactory::default()),
             agent: Arc::new(KataAgentFactory),
-            network: Arc::new(LinuxNetworkHost),
+            network: Arc::new(LinuxNetworkHost::new()),
             share: Arc::new(LinuxShareFsHost),
             cgroup: Arc::new(LinuxCgroupHost::new()),
             device: Arc::new(LinuxDeviceHost::new()),

@@ -167,6 +167,10 @@ pub struct RemoveTap {
     pub alias: String,
     /// The index that it must have; `None` while only the intent is known.
     pub index: Option<u32>,
+    /// Its descriptors, if we made it and hold them: they tell when it is gone, and are closed when
+    /// the kernel has done with it.
+    #[serde(skip)]
+    pub queues: Vec<PassedFd>,
 }
 
 /// See [`NetworkHost::remove_redirect`].

@@ -9,6 +9,7 @@ mod namespace;
 mod netlink;
 mod redirect;
 mod tap;
+mod threads;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
 use tokio::time::{sleep, timeout_at};
 
+use self::threads::Threads;
 use crate::NetworkHost;
 use crate::host::{
     CreateFile, CreateNamespace, CreateTap, Inode, OpenNamespace, OpenedNamespace, Redirect, RemoveFile,
@@ -29,15 +31,24 @@ const BUSY_TRIES: u32 = 5;
 /// Wait after the first of them; the n-th waits n times as long.
 const BUSY_WAIT: Duration = Duration::from_millis(10);
 
-/// The kernel that we run on. It keeps no state.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LinuxNetworkHost;
+/// The kernel that we run on. It keeps no state but the threads that enter namespaces.
+#[derive(Debug, Clone, Default)]
+pub struct LinuxNetworkHost {
+    threads: Threads,
+}
+
+impl LinuxNetworkHost {
+    /// The kernel of the caller's namespaces.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
 
 #[sandbox_model::port::async_trait]
 impl NetworkHost for LinuxNetworkHost {
     async fn open_namespace(&self, request: OpenNamespace, deadline: Instant) -> PortResult<OpenedNamespace> {
         let object = shown(&request.path);
-        let call = namespace::on_own_thread(move || namespace::open(&request));
+        let call = self.threads.run(move || namespace::open(&request));
         within(deadline, "setns", object, call).await
     }
 
@@ -48,7 +59,7 @@ impl NetworkHost for LinuxNetworkHost {
 
     async fn create_namespace(&self, request: CreateNamespace, deadline: Instant) -> PortResult<OpenedNamespace> {
         let object = shown(&request.path);
-        let call = namespace::on_own_thread(move || namespace::create(&request));
+        let call = self.threads.run(move || namespace::create(&request));
         within(deadline, "unshare", object, call).await
     }
 
@@ -78,7 +89,22 @@ impl NetworkHost for LinuxNetworkHost {
 
     async fn remove_tap(&self, request: RemoveTap, deadline: Instant) -> PortResult<()> {
         let object = request.name.clone();
-        within(deadline, "RTM_DELLINK", object, on_pool(move || tap::remove(&request))).await
+        let queue = request.queues.first().and_then(PassedFd::get).cloned();
+        let Some(queue) = queue else {
+            return within(deadline, "RTM_DELLINK", object, on_pool(move || tap::remove(&request))).await;
+        };
+        // The link is gone from its namespace long before the kernel has waited for all who might
+        // still look at it (an RCU grace period or two: 10 to 70 ms). The call keeps the descriptors:
+        // closing one waits for the lock that is held meanwhile.
+        let call = actor_shell::blocking_after_effect(move || tap::remove(&request));
+        let removed = async {
+            tokio::select! {
+                biased;
+                removed = call => removed,
+                () = tap::gone(queue) => Ok(()),
+            }
+        };
+        within(deadline, "RTM_DELLINK", object, removed).await
     }
 
     async fn remove_redirect(&self, request: RemoveRedirect, deadline: Instant) -> PortResult<()> {

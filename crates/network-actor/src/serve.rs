@@ -11,7 +11,7 @@ use sandbox_model::{ErrorKind, PassedFd, PortError, SandboxId};
 
 use crate::set_up::{SetUp, Wish};
 use crate::undo::Undoing;
-use crate::{Mark, NetworkError, NetworkHost, NetworkIsUp, SetUpNetwork, UndoNetwork, own};
+use crate::{Mark, NetworkError, NetworkHost, NetworkIsUp, SetUpNetwork, UndoNetwork, endpoints, own};
 
 /// Queue pairs that a NIC may have (behaviour A5).
 const QUEUE_PAIRS_MAX: u16 = 256;
@@ -37,6 +37,17 @@ pub struct Held {
     /// The taps' descriptors. Held until the taps are deleted: closing the last descriptor of a
     /// living tap waits for an RCU grace period (10 to 35 ms), wherever it happens to be dropped.
     pub(crate) tuns: Vec<PassedFd>,
+    /// How many of them each tap has.
+    pub(crate) queue_pairs: usize,
+}
+
+impl Held {
+    /// The descriptors of a tap, in the order in which taps are made.
+    pub(crate) fn queues(&self, tap: &str) -> Vec<PassedFd> {
+        let mut taps = self.tuns.chunks(self.queue_pairs.max(1)).enumerate();
+        let found = taps.find(|(index, _)| endpoints::tap_name(*index) == tap);
+        found.map(|(_, queues)| queues.to_vec()).unwrap_or_default()
+    }
 }
 
 /// What readers see of the network.
@@ -56,7 +67,7 @@ impl NetworkActor {
 
     /// Whether something of ours exists, or may exist.
     fn has_entries(&self) -> bool {
-        self.journal.ledger().live().iter().any(|entry| entry.actor == ActorName::Network)
+        self.journal.ledger().any(&|entry| entry.actor == ActorName::Network)
     }
 
     fn wish(&self, message: SetUpNetwork) -> Result<Wish, NetworkError> {

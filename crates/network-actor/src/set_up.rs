@@ -62,7 +62,7 @@ impl SetUp {
             _ => NetworkError::Host(error),
         })?;
         let plan = endpoints::plan(&opened.view, &self.mark.alias)?;
-        let held = hold(held, path, &opened);
+        let held = hold(held, path, queue_pairs, &opened);
         let mut queues = opened.tuns.chunks(usize::from(queue_pairs));
         let mut nics = Vec::new();
         for endpoint in &plan.endpoints {
@@ -114,6 +114,7 @@ impl SetUp {
                 name: endpoint.tap.clone(),
                 alias: self.mark.alias.clone(),
                 index: None,
+                queues: Vec::new(),
             };
             gone(self.host.remove_tap(remove, self.deadline).await)?;
         }
@@ -143,7 +144,7 @@ impl SetUp {
                 Ok((opened, identity))
             })
             .await?;
-        let held = hold(held, path.clone(), &opened);
+        let held = hold(held, path.clone(), queue_pairs, &opened);
         let tap = endpoints::tap_name(0);
         self.tap(held, &tap, own::MTU, &opened.tuns, plan.gateways).await?;
         let nics = vec![nic(&tap, &opened.tuns, plan.mac, own::MTU)];
@@ -181,8 +182,14 @@ impl SetUp {
     }
 }
 
-fn hold<'a>(held: &'a mut Option<Held>, path: PathBuf, opened: &OpenedNamespace) -> &'a Held {
-    held.insert(Held { path, inode: opened.identity.inode, socket: opened.socket.clone(), tuns: opened.tuns.clone() })
+fn hold<'a>(held: &'a mut Option<Held>, path: PathBuf, queue_pairs: u16, opened: &OpenedNamespace) -> &'a Held {
+    held.insert(Held {
+        path,
+        inode: opened.identity.inode,
+        socket: opened.socket.clone(),
+        tuns: opened.tuns.clone(),
+        queue_pairs: usize::from(queue_pairs),
+    })
 }
 
 fn nic(tap: &str, queues: &[PassedFd], mac: sandbox_model::network::MacAddress, mtu: u32) -> NetworkDevice {

@@ -52,7 +52,10 @@ impl Undoing {
             HostObject::Tap { namespace, name, alias } => {
                 let (index, inode) = link_identity(entry)?;
                 let held = self.reach(namespace, inode).await?;
+                // Only of a tap that was made is it known that these are its own.
+                let queues = if index.is_some() { held.queues(name) } else { Vec::new() };
                 let remove = RemoveTap {
+                    queues,
                     socket: held.socket,
                     namespace_inode: held.inode,
                     name: name.clone(),
@@ -97,7 +100,8 @@ impl Undoing {
         if inode.is_some_and(|inode| inode != found) {
             return Err(gone(format!("another namespace is bound there now (inode {found})")));
         }
-        let held = Held { path: path.to_owned(), inode: found, socket: opened.socket, tuns: Vec::new() };
+        let held =
+            Held { path: path.to_owned(), inode: found, socket: opened.socket, tuns: Vec::new(), queue_pairs: 1 };
         self.within_reach.push(held.clone());
         Ok(held)
     }

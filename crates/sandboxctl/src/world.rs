@@ -25,7 +25,7 @@ pub(crate) fn ports(mode: Mode, cgroups_are_ours: bool) -> (Ports, Option<&'stat
     let cgroup: Arc<dyn CgroupHost> =
         if enforced { Arc::new(LinuxCgroupHost::new()) } else { Arc::new(SimulatedCgroupHost::new(world.clone())) };
     let note = (!enforced && mode.host == HostMode::Private).then_some("limits by cgroups are simulated, not enforced");
-    let network = Arc::new(LinuxNetworkHost);
+    let network = Arc::new(LinuxNetworkHost::new());
     let ports = match mode.vmm {
         VmmMode::Qemu => Ports {
             vmm: Arc::new(QemuFactory::default()),

@@ -49,7 +49,7 @@ impl ShareFsActor {
     /// The actor of `sandbox`, whose directory `dir` exists with mode 0700.
     pub fn new(journal: Journal, host: Arc<dyn ShareFsHost>, dir: SandboxDir, sandbox: SandboxId) -> Self {
         // A serial is never above the number of its own entry, so no live name can be met again.
-        let newest = journal.ledger().live().iter().map(|entry| entry.id.0).max().unwrap_or(0);
+        let newest = journal.ledger().newest().0;
         Self {
             hand: Hand { journal, host, dir, sandbox },
             set_up: None,

@@ -103,7 +103,7 @@ fn builder(world: &World) -> ResourceSystemBuilder {
     let ports = Ports {
         vmm: Arc::new(QemuFactory::default()),
         agent: Arc::new(KataAgentFactory),
-        network: Arc::new(LinuxNetworkHost),
+        network: Arc::new(LinuxNetworkHost::new()),
         share: Arc::new(LinuxShareFsHost),
         cgroup: Arc::new(LinuxCgroupHost::new()),
         device: Arc::new(LinuxDeviceHost::new()),

@@ -13,18 +13,20 @@ mod directories;
 mod survey;
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use actor_shell::blocking;
 use async_trait::async_trait;
 use sandbox_model::{Instant, PortError, PortResult};
 use tokio::time::timeout_at;
 
+use self::survey::Hierarchies;
 use crate::host::{CgroupHost, GroupPath, MadeGroup, MakeGroup, PinThreads, Place, RemoveGroup, SetCpuset, Survey};
 
-/// This host.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// This host. Where its hierarchies are is found out once.
+#[derive(Debug, Clone, Default)]
 pub struct LinuxCgroupHost {
-    unified: Option<PathBuf>,
+    hierarchies: Arc<OnceLock<Hierarchies>>,
 }
 
 impl LinuxCgroupHost {
@@ -35,7 +37,7 @@ impl LinuxCgroupHost {
 
     /// The v2 hierarchy mounted at `root` and no other, whatever else the host has.
     pub fn unified_at(root: impl Into<PathBuf>) -> Self {
-        Self { unified: Some(root.into()) }
+        Self { hierarchies: Arc::new(Hierarchies::unified_at(root.into()).into()) }
     }
 }
 
@@ -60,8 +62,10 @@ impl CgroupHost for LinuxCgroupHost {
     }
 
     async fn survey(&self, request: GroupPath, deadline: Instant) -> PortResult<Survey> {
-        let unified = self.unified.clone();
-        within("survey cgroups", request.path.clone(), deadline, move || Ok(survey::survey(unified, &request))).await
+        let object = request.path.clone();
+        let hierarchies = self.hierarchies.clone();
+        let call = move || Ok(survey::survey(hierarchies.get_or_init(Hierarchies::find), &request));
+        within("survey cgroups", object, deadline, call).await
     }
 
     async fn make_group(&self, request: MakeGroup, deadline: Instant) -> PortResult<MadeGroup> {

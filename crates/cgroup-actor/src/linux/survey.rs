@@ -13,18 +13,37 @@ use crate::host::{CgroupMode, Group, GroupPath, Survey};
 /// Where a v2-only host has its hierarchy.
 const UNIFIED: &str = "/sys/fs/cgroup";
 
+/// The hierarchies of a host.
+#[derive(Debug, Clone)]
+pub(super) struct Hierarchies {
+    mode: CgroupMode,
+    v1: Live<V1>,
+    /// Each controller and where its hierarchy is mounted.
+    roots: Vec<(String, PathBuf)>,
+}
+
+impl Hierarchies {
+    /// The v2 hierarchy at `root`.
+    pub(super) fn unified_at(root: PathBuf) -> Self {
+        Self { mode: CgroupMode::V2, v1: Live::absent(), roots: vec![("v2".into(), root)] }
+    }
+
+    /// Looks for them. For v1 that reads the whole table of mounts, which grows with every sandbox.
+    pub(super) fn find() -> Self {
+        if is_cgroup2_unified_mode() {
+            return Self::unified_at(UNIFIED.into());
+        }
+        // A hybrid host, too: its controllers are where limits of the pod are.
+        let v1 = V1::new();
+        let roots = v1.subsystems().iter().map(|sub| (sub.controller_name(), base(sub))).collect();
+        Self { mode: CgroupMode::V1, v1: Live::new(v1), roots }
+    }
+}
+
 /// What a group would be.
-pub(super) fn survey(unified: Option<PathBuf>, wanted: &GroupPath) -> Survey {
-    if let Some(root) = unified {
-        return Search::new(wanted, CgroupMode::V2, Live::absent()).finish(vec![("v2".into(), root)]);
-    }
-    if is_cgroup2_unified_mode() {
-        return Search::new(wanted, CgroupMode::V2, Live::absent()).finish(vec![("v2".into(), UNIFIED.into())]);
-    }
-    // A hybrid host, too: its controllers are where limits of the pod are.
-    let v1 = V1::new();
-    let mounted = v1.subsystems().iter().map(|sub| (sub.controller_name(), base(sub))).collect();
-    Search::new(wanted, CgroupMode::V1, Live::new(v1)).finish(mounted)
+pub(super) fn survey(hierarchies: &Hierarchies, wanted: &GroupPath) -> Survey {
+    let Hierarchies { mode, v1, roots } = hierarchies.clone();
+    Search::new(wanted, mode, v1).finish(roots)
 }
 
 fn base(subsystem: &Subsystem) -> PathBuf {
@@ -98,7 +117,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let missing = |path: &str, joint_parent| {
             let wanted = GroupPath { path: path.into(), joint_parent };
-            let survey = survey(Some(root.path().into()), &wanted);
+            let survey = survey(&Hierarchies::unified_at(root.path().into()), &wanted);
             let relative = |path: PathBuf| path.strip_prefix(root.path()).unwrap().display().to_string();
             survey.missing.into_iter().map(relative).collect::<Vec<_>>()
         };
@@ -115,7 +134,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let told = |path: &str| {
             let wanted = GroupPath { path: path.into(), joint_parent: false };
-            survey(Some(root.path().into()), &wanted).not_enforced.len()
+            survey(&Hierarchies::unified_at(root.path().into()), &wanted).not_enforced.len()
         };
         std::fs::write(root.path().join("cgroup.subtree_control"), "memory\n").unwrap();
         assert_eq!(told("a/b"), 1);

@@ -43,7 +43,7 @@ impl Clients {
     /// Whether there are groups that we made.
     fn has_groups(&self) -> bool {
         let is_group = |entry: &Entry| matches!(entry.object, HostObject::Cgroup { .. });
-        self.journal.ledger().live().iter().any(|entry| entry.actor == ActorName::Cgroup && is_group(entry))
+        self.journal.ledger().any(&|entry| entry.actor == ActorName::Cgroup && is_group(entry))
     }
 
     async fn create(&self, request: CreateCgroups, deadline: Instant) -> Result<(Groups, Vec<String>), CgroupError> {

@@ -1,4 +1,4 @@
-//! Namespaces: entered on threads that end right after, named by device and inode.
+//! Namespaces: entered on threads that do nothing else, named by device and inode.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,7 +9,6 @@ use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::mount::UnmountFlags;
 use sandbox_model::{ErrorKind, PassedFd, PortError, PortResult};
-use tokio::sync::oneshot;
 
 use super::netlink::{self, Request};
 use super::{dump, shown, tap};
@@ -21,28 +20,8 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// Loopback is the first link of every namespace.
 const LOOPBACK: u32 = 1;
 
-/// Runs `call` on a thread that ends with it.
-///
-/// A thread that enters a namespace could fail to leave it, and then everything that runs on it
-/// later happens in the wrong place. This one has no later: it never leaves.
-pub(super) async fn on_own_thread<T: Send + 'static>(
-    call: impl FnOnce() -> PortResult<T> + Send + 'static,
-) -> PortResult<T> {
-    let (tell, told) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("enter-netns".to_owned());
-    thread
-        .spawn(move || {
-            let _ = tell.send(call());
-        })
-        .map_err(|error| PortError::os("clone", "thread enter-netns", error))?;
-    told.await.unwrap_or_else(|_| {
-        let cause = "it panicked";
-        Err(PortError::new(ErrorKind::Refused, "run", "thread enter-netns", cause).doubtful())
-    })
-}
-
-/// See [`NetworkHost::open_namespace`](crate::NetworkHost::open_namespace). Only on a thread of its
-/// own.
+/// See [`NetworkHost::open_namespace`](crate::NetworkHost::open_namespace). Only on one of the
+/// [threads](super::threads) for it.
 pub(super) fn open(request: &OpenNamespace) -> PortResult<OpenedNamespace> {
     let path = &request.path;
     // What is no namespace may be anything, so opening it must neither block nor touch a terminal.
@@ -105,8 +84,8 @@ pub(super) fn create_file(path: &Path) -> PortResult<Inode> {
     Ok(Inode { device: stat.st_dev, inode: stat.st_ino })
 }
 
-/// See [`NetworkHost::create_namespace`](crate::NetworkHost::create_namespace). Only on a thread of
-/// its own.
+/// See [`NetworkHost::create_namespace`](crate::NetworkHost::create_namespace). Only on one of
+/// the [threads](super::threads) for it.
 pub(super) fn create(request: &CreateNamespace) -> PortResult<OpenedNamespace> {
     let path = &request.path;
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| PortError::os("unshare(CLONE_NEWNET)", shown(path), errno))?;

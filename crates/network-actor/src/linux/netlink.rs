@@ -4,11 +4,12 @@
 //! message, so that one with an attribute that nobody knows yet spoils itself and no other.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvfrom, send, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::packet_core::{
@@ -56,15 +57,17 @@ pub(super) fn open() -> PortResult<OwnedFd> {
 pub(super) fn transact(socket: &OwnedFd, requests: Vec<Request>) -> PortResult<Vec<Answer>> {
     let mut bytes = Vec::new();
     let mut answers: Vec<Option<Answer>> = Vec::new();
-    for request in requests {
+    let first = sequence(requests.len());
+    for (sequence, request) in (0..).map(|index| first.wrapping_add(index)).zip(requests) {
         answers.push(None);
-        encode(request.message, NLM_F_ACK | request.flags, sequence_of(answers.len() - 1), &mut bytes);
+        encode(request.message, NLM_F_ACK | request.flags, sequence, &mut bytes);
     }
     transmit(socket, &bytes)?;
     let mut found: Vec<Vec<RouteNetlinkMessage>> = answers.iter().map(|_| Vec::new()).collect();
+    let mut buffer = vec![0; DATAGRAM_BYTES];
     while answers.iter().any(Option::is_none) {
-        receive(socket, |header, payload| {
-            let index = (header.sequence_number as usize).wrapping_sub(1);
+        receive(socket, &mut buffer, |header, payload| {
+            let index = header.sequence_number.wrapping_sub(first) as usize;
             let Some(answer) = answers.get_mut(index) else {
                 return Ok(());
             };
@@ -91,12 +94,16 @@ pub(super) fn dump(
     message: RouteNetlinkMessage,
     mut each: impl FnMut(Result<RouteNetlinkMessage, String>),
 ) -> PortResult<bool> {
-    let mut bytes = Vec::new();
-    encode(message, NLM_F_DUMP, sequence_of(0), &mut bytes);
+    let (mut bytes, sequence) = (Vec::new(), sequence(1));
+    encode(message, NLM_F_DUMP, sequence, &mut bytes);
     transmit(socket, &bytes)?;
     let (mut done, mut consistent) = (false, true);
+    let mut buffer = vec![0; DATAGRAM_BYTES];
     while !done {
-        receive(socket, |header, payload| {
+        receive(socket, &mut buffer, |header, payload| {
+            if header.sequence_number != sequence {
+                return Ok(());
+            }
             consistent &= header.flags & NLM_F_DUMP_INTR == 0;
             match header.message_type {
                 NLMSG_DONE | NLMSG_ERROR => {
@@ -111,8 +118,11 @@ pub(super) fn dump(
     Ok(consistent)
 }
 
-fn sequence_of(index: usize) -> u32 {
-    u32::try_from(index + 1).unwrap_or(u32::MAX)
+/// The next `count` sequence numbers, of which this returns the first. No two exchanges of this
+/// process share one: what an earlier, abandoned exchange left unread does not answer a later one.
+fn sequence(count: usize) -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed)
 }
 
 fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32, bytes: &mut Vec<u8>) {
@@ -127,15 +137,16 @@ fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32, bytes: &mut V
 }
 
 fn transmit(socket: &OwnedFd, bytes: &[u8]) -> PortResult<()> {
-    // What an earlier, abandoned exchange left unread must not answer this one.
-    while recv(socket.as_raw_fd(), &mut [0; HEADER_BYTES], MsgFlags::MSG_DONTWAIT).is_ok() {}
     send(socket.as_raw_fd(), bytes, MsgFlags::empty()).map(drop).map_err(|errno| failed("sendmsg", errno))
 }
 
 /// Takes one datagram of the kernel's and hands out its messages.
-fn receive(socket: &OwnedFd, mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>) -> PortResult<()> {
-    let mut buffer = vec![0; DATAGRAM_BYTES];
-    let (length, sender) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+fn receive(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>,
+) -> PortResult<()> {
+    let (length, sender) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), buffer) {
         Ok(received) => received,
         Err(Errno::EINTR) => return Ok(()),
         Err(errno) => return Err(failed("recvmsg", errno).doubtful()),

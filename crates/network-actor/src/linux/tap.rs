@@ -11,6 +11,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, Add
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use sandbox_model::network::IpNet;
 use sandbox_model::{ErrorKind, PortError, PortResult};
+use tokio::io::Interest;
 
 use super::live;
 use super::netlink::{Answer, Request, transact};
@@ -97,6 +98,20 @@ pub(super) fn remove(request: &RemoveTap) -> PortResult<()> {
     by_index.header.index = index;
     let answer = transact(socket, vec![delete(by_index)])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
     answer.map(drop).map_err(|errno| PortError::os(operation, &request.name, not_found(errno)))
+}
+
+/// Resolves when the kernel has taken a tap from its queue: its name and index are free then.
+pub(super) async fn gone(queue: Arc<OwnedFd>) {
+    if let Ok(queue) = ioctl::watch(queue) {
+        while let Ok(mut ready) = queue.ready(Interest::READABLE | Interest::ERROR).await {
+            if ready.ready().is_error() {
+                return;
+            }
+            // A frame for a guest that reads no more.
+            ready.clear_ready();
+        }
+    }
+    std::future::pending().await
 }
 
 /// One link.

@@ -32,7 +32,7 @@ impl Sandbox {
 
     fn on(ledger: Rc<MemoryLedger>, id: SandboxId) -> Self {
         let journal = Journal::new(ledger.clone(), ActorName::Network);
-        let actor = NetworkActor::new(journal, Arc::new(LinuxNetworkHost), id.clone());
+        let actor = NetworkActor::new(journal, Arc::new(LinuxNetworkHost::new()), id.clone());
         let identity = Identity {
             actor: ActorName::Network,
             sandbox: id.clone(),

@@ -142,6 +142,6 @@ impl<'a> Scene<'a> {
 /// Through the port, as the undo does; with no tap asked for it only looks.
 async fn enter(path: &Path) -> Seen {
     let open = OpenNamespace { path: path.to_owned(), want: Want::Endpoints { queue_pairs: 0 } };
-    let opened = LinuxNetworkHost.open_namespace(open, Instant::now() + PATIENCE).await?;
+    let opened = LinuxNetworkHost::new().open_namespace(open, Instant::now() + PATIENCE).await?;
     Ok((opened.identity.inode, opened.view))
 }

@@ -1,12 +1,16 @@
 //! `/dev/net/tun`: the one part of a tap that netlink does not offer.
-#![expect(unsafe_code, reason = "TUNSETIFF has no safe wrapper")]
+#![expect(unsafe_code, reason = "TUNSETIFF and waiting for a descriptor have no safe wrapper")]
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 use rustix::fs::{Mode, OFlags};
 use sandbox_model::{ErrorKind, PortError, PortResult};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `IFF_TUN_EXCL` of `linux/if_tun.h`: refuse a link that exists instead of joining it.
 const IFF_TUN_EXCL: i32 = 0x8000;
@@ -35,6 +39,16 @@ pub(super) fn create(queue: &OwnedFd, name: &str, is_multi_queue: bool) -> PortR
 /// Adds a queue to a tap.
 pub(super) fn join(queue: &OwnedFd, name: &str) -> PortResult<()> {
     set_iff(queue, name, libc::IFF_MULTI_QUEUE).map_err(|errno| PortError::os("TUNSETIFF (another queue)", name, errno))
+}
+
+/// Lets frames and the end of a queue's tap wake whoever waits for them.
+///
+/// # Errors
+/// This thread has no runtime with I/O, or watches the queue already.
+pub(super) fn watch(queue: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the `Arc` owns the descriptor and stays in the returned value, so it is open, and the
+    // same, until it is deregistered.
+    Ok(unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE | Interest::ERROR) }?)
 }
 
 fn set_iff(queue: &OwnedFd, name: &str, flags: i32) -> Result<(), Errno> {
