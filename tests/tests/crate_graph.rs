@@ -26,8 +26,9 @@ fn allowed(name: &str) -> Vec<&'static str> {
         actor if ACTORS.contains(&actor) => PORTS.to_vec(),
         "resource-actors" => [&PORTS[..], &ACTORS].concat(),
         "simulation" => [&PORTS[..], &ACTORS, &["resource-actors"]].concat(),
+        "benchmarks" => [&PORTS[..], &ACTORS, &["resource-actors", "simulation"]].concat(),
         "sandboxctl" | "lifecycle-tests" => {
-            [&PORTS[..], &ACTORS, &["resource-actors", "simulation", "agent-protocol"]].concat()
+            [&PORTS[..], &ACTORS, &["resource-actors", "simulation", "benchmarks", "agent-protocol"]].concat()
         }
         other => panic!("{other}: say here what it may use"),
     }

@@ -8,6 +8,9 @@ use sandbox_model::network::IpNet;
 
 use crate::mode::{HostMode, VmmMode};
 
+mod load;
+pub(crate) use load::{BenchArgs, StressArgs, StressHost};
+
 /// Runs OCI bundles in microVM sandboxes and shows what they are made of
 #[derive(Debug, Parser)]
 #[command(name = "sandboxctl", version, disable_help_subcommand = true, max_term_width = 100)]
@@ -52,6 +55,10 @@ pub(crate) enum Command {
     /// Work with recorded traces
     #[command(subcommand)]
     Trace(TraceCommand),
+    /// Start many sandboxes at once, let them idle, take them away, and tell what that cost
+    Stress(StressArgs),
+    /// Measure what has a target on this host
+    Bench(BenchArgs),
     /// Tell what this host can do, and how to fix what it cannot
     Doctor(Json),
     /// Show, explain or check the configuration

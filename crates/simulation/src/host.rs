@@ -95,7 +95,7 @@ fn bury(world: &World, vmms: &SimulatedVmmFactory, sandbox: &SandboxId, peer: Pe
         // It lives in the guest.
         Peer::Agent => return,
     };
-    world.remove_where("process", |name| name.starts_with(&whose));
+    world.remove_below("process", &whose);
 }
 
 /// A pod's namespace with an endpoint of each of `kinds` (`veth`, `macvlan`, `vlan`), named `eth0`,

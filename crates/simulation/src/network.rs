@@ -88,8 +88,8 @@ impl SimulatedNetwork {
         for link in &mut view.links {
             link.has_ingress |= self.world.identity(QDISC, &below(inode, &link.name)).is_some();
         }
-        let prefix = format!("{TAP_ALIAS} {inode}/");
-        for marked in self.world.list() {
+        let prefix = below(inode, "");
+        for marked in self.world.names_below(TAP_ALIAS, &prefix) {
             let Some((name, alias)) = marked.strip_prefix(&prefix).and_then(|rest| rest.split_once(' ')) else {
                 continue;
             };
@@ -210,7 +210,7 @@ impl NetworkHost for SimulatedNetwork {
         self.world.remove("umount2", NAMESPACE, &path)?;
         let inside = format!("{}/", found.unwrap_or_default());
         for kind in [TAP, TAP_ALIAS, QDISC, QDISC_COOKIE] {
-            self.world.remove_where(kind, |name| name.starts_with(&inside));
+            self.world.remove_below(kind, &inside);
         }
         Ok(())
     }

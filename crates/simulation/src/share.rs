@@ -51,11 +51,7 @@ impl SimulatedShareFs {
 
     /// A directory that holds something is not removed.
     fn nothing_in(&self, directory: &Path) -> PortResult<()> {
-        let inside = |line: &String| {
-            let path = line.split_once(' ').map(|(_, path)| Path::new(path));
-            path.is_some_and(|path| path != directory && path.starts_with(directory))
-        };
-        match self.world.list().iter().find(|line| inside(line)) {
+        match self.world.any_below(&format!("{}/", directory.display())) {
             None => Ok(()),
             Some(found) => {
                 Err(PortError::new(ErrorKind::Busy, "rmdir", text(directory), format!("simulated: holds {found}")))
@@ -212,12 +208,7 @@ fn start_process(world: &World, tag: &str) -> PortResult<ProcessIdentity> {
 }
 
 fn verify_process(world: &World, process: ProcessIdentity) -> PortResult<()> {
-    let runs = world
-        .list()
-        .iter()
-        .filter_map(|line| line.strip_prefix("process "))
-        .any(|name| world.identity(PROCESS, name) == Some(process.start_ticks));
-    if runs {
+    if world.is_alive(process.start_ticks) {
         return Ok(());
     }
     Err(PortError::new(

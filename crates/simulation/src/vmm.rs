@@ -104,11 +104,11 @@ impl SimulatedVmm {
     fn end(&self, machine: &Machine, exit: VmExit) {
         let mut vm = machine.vm();
         if let Some((_, tag)) = vm.process.take() {
-            self.world.remove_where(PROCESS, |name| name == tag);
+            // Gone already if it was killed.
+            let _ = self.world.remove("end process", PROCESS, &tag);
             self.world.forget_vm(&tag, &self.sandbox);
         }
-        let prefix = format!("{}/", self.sandbox);
-        self.world.remove_where(DEVICE, |name| name.starts_with(&prefix));
+        self.world.remove_below(DEVICE, &format!("{}/", self.sandbox));
         vm.devices.clear();
         vm.is_running = false;
         drop(vm);

@@ -1,6 +1,7 @@
 //! The simulated kernel's objects: what exists, under which identity.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
@@ -17,7 +18,9 @@ pub struct World {
 
 #[derive(Debug, Default)]
 struct State {
-    objects: BTreeMap<(&'static str, String), u64>,
+    objects: BTreeMap<&'static str, BTreeMap<String, u64>>,
+    /// The identities of all objects.
+    alive: BTreeSet<u64>,
     next_identity: u64,
     /// VMs that have started, by the tag of their process. They live whoever holds a client of them.
     machines: BTreeMap<String, Arc<Machine>>,
@@ -43,13 +46,15 @@ impl World {
     /// `Exists`.
     pub fn make(&self, operation: &str, kind: &'static str, name: impl Into<String>) -> PortResult<u64> {
         let mut state = self.state();
-        let name = name.into();
-        if state.objects.contains_key(&(kind, name.clone())) {
-            return Err(PortError::new(ErrorKind::Exists, operation, name, "simulated: exists"));
-        }
-        state.next_identity += 1;
-        let identity = state.next_identity;
-        state.objects.insert((kind, name), identity);
+        let (name, identity) = (name.into(), state.next_identity + 1);
+        match state.objects.entry(kind).or_default().entry(name) {
+            Entry::Occupied(taken) => {
+                return Err(PortError::new(ErrorKind::Exists, operation, taken.key(), "simulated: exists"));
+            }
+            Entry::Vacant(free) => free.insert(identity),
+        };
+        state.next_identity = identity;
+        state.alive.insert(identity);
         state.revision += 1;
         Ok(identity)
     }
@@ -60,8 +65,9 @@ impl World {
     /// `NotFound`.
     pub fn remove(&self, operation: &str, kind: &'static str, name: &str) -> PortResult<()> {
         let mut state = self.state();
-        match state.objects.remove(&(kind, name.to_owned())) {
-            Some(_) => {
+        match state.objects.get_mut(kind).and_then(|objects| objects.remove(name)) {
+            Some(identity) => {
+                state.alive.remove(&identity);
                 state.revision += 1;
                 Ok(())
             }
@@ -71,14 +77,40 @@ impl World {
 
     /// The identity of an object, if it exists.
     pub fn identity(&self, kind: &'static str, name: &str) -> Option<u64> {
-        self.state().objects.get(&(kind, name.to_owned())).copied()
+        self.state().objects.get(kind)?.get(name).copied()
     }
 
-    /// Takes away all objects of `kind` whose name passes `test`, as a process's end does.
-    pub fn remove_where(&self, kind: &'static str, test: impl Fn(&str) -> bool) {
+    /// Whether the object of that identity exists.
+    pub fn is_alive(&self, identity: u64) -> bool {
+        self.state().alive.contains(&identity)
+    }
+
+    /// The names of `kind` that begin with `prefix`.
+    pub fn names_below(&self, kind: &'static str, prefix: &str) -> Vec<String> {
+        self.state().objects.get(kind).map(|objects| below(objects, prefix).cloned().collect()).unwrap_or_default()
+    }
+
+    /// An object of any kind whose name begins with `prefix`, as `kind name`.
+    pub fn any_below(&self, prefix: &str) -> Option<String> {
+        let state = self.state();
+        state
+            .objects
+            .iter()
+            .find_map(|(kind, objects)| below(objects, prefix).next().map(|name| format!("{kind} {name}")))
+    }
+
+    /// Takes away all objects of `kind` whose name begins with `prefix`, as a process's end does.
+    pub fn remove_below(&self, kind: &'static str, prefix: &str) {
         let mut state = self.state();
-        state.objects.retain(|(k, name), _| *k != kind || !test(name));
-        state.revision += 1;
+        let State { objects, alive, revision, .. } = &mut *state;
+        let Some(objects) = objects.get_mut(kind) else { return };
+        let names: Vec<String> = below(objects, prefix).cloned().collect();
+        for name in names {
+            *revision += 1;
+            if let Some(identity) = objects.remove(&name) {
+                alive.remove(&identity);
+            }
+        }
     }
 
     /// Counts the changes.
@@ -88,12 +120,20 @@ impl World {
 
     /// All objects with their identities, in order.
     pub fn objects(&self) -> BTreeMap<(&'static str, String), u64> {
-        self.state().objects.clone()
+        let state = self.state();
+        let of = |(kind, objects): (&&'static str, &BTreeMap<String, u64>)| {
+            let kind = *kind;
+            objects.iter().map(|(name, identity)| ((kind, name.clone()), *identity)).collect::<Vec<_>>()
+        };
+        state.objects.iter().flat_map(of).collect()
     }
 
     /// All objects, as `kind name`, in order.
     pub fn list(&self) -> Vec<String> {
-        self.state().objects.keys().map(|(kind, name)| format!("{kind} {name}")).collect()
+        let state = self.state();
+        let all =
+            state.objects.iter().flat_map(|(kind, objects)| objects.keys().map(move |name| format!("{kind} {name}")));
+        all.collect()
     }
 
     pub(crate) fn keep_machine(&self, tag: &str, machine: Arc<Machine>) {
@@ -121,4 +161,8 @@ impl World {
         state.machines.remove(tag);
         state.guests.remove(sandbox);
     }
+}
+
+fn below<'a>(objects: &'a BTreeMap<String, u64>, prefix: &'a str) -> impl Iterator<Item = &'a String> {
+    objects.range(prefix.to_owned()..).map(|(name, _)| name).take_while(move |name| name.starts_with(prefix))
 }

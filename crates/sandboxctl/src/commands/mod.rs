@@ -1,11 +1,13 @@
 //! One file for each verb.
 
+mod bench;
 mod config;
 mod doctor;
 mod help;
 mod inspect;
 mod run;
 mod sandboxes;
+mod stress;
 mod trace;
 
 use std::io::{IsTerminal, Write};
@@ -37,6 +39,8 @@ pub(crate) fn dispatch() -> ExitCode {
             };
             finish(trace::trace(&command), json)
         }
+        Command::Stress(args) => finish(stress::stress(&cli.global, &args), args.json.json),
+        Command::Bench(args) => finish(bench::bench(&args), args.json.json),
         Command::Doctor(flags) => finish(doctor::doctor(&cli.global, flags.json), flags.json),
         Command::Config(command) => finish(config::config(&cli.global, &command), false),
         Command::Completions { shell } => {

@@ -100,6 +100,10 @@ codes! {
          explain.";
     OUTPUT "E0604" "a file cannot be written"
         "The message names the file. Is the directory there and writable?";
+    BENCH "E0701" "a target was not reached, or could not be measured"
+        "`sandboxctl bench` holds this host to the targets in docs/performance.md. A busy machine, a debug\n\
+         build or another kernel can miss them; ratios and counts move less than times. Rows that act on\n\
+         the kernel need root.";
 }
 
 impl Code {
