@@ -285,3 +285,6 @@ fn present(id: &DeviceId, place: PciSlot) -> PresentDevice {
 fn not_found(id: &DeviceId) -> PortError {
     PortError::new(ErrorKind::NotFound, "device_del", id.as_str(), "no such device was added")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! A VM whose manager has gone, and the next manager.
 
-use std::os::unix::net::UnixListener;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,8 +15,8 @@ use sandbox_model::{ErrorKind, Instant, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::{Bench, has_qemu};
-use crate::guest::{Guest, Qemu, disk, placed, share};
-use crate::{Guard, client, in_seconds};
+use crate::guest::{Guest, Qemu, disk, nic, placed, share};
+use crate::{Guard, client, in_seconds, tap};
 
 /// Says that this test binary is the manager that will be killed, and where its files are.
 const MANAGER: &str = "RESOURCE_ACTORS_TEST_MANAGER";
@@ -225,6 +226,63 @@ async fn only_the_process_that_was_recorded_is_adopted() {
     let exit = next.wait_exit((), in_seconds(10)).await.unwrap();
     assert!(exit.last_words.contains("terminating on signal 15"), "{exit:?}");
     assert_eq!(kind_of(&*client(bench.dir.path()), adopt(process, &bench)).await, ErrorKind::NotFound);
+}
+
+/// Says `commands` to a QEMU that nobody is connected to; each must succeed.
+async fn command(socket: &Path, commands: &[serde_json::Value]) {
+    let (socket, commands) = (socket.to_owned(), commands.to_vec());
+    // The client before has tasks that must run for it to hang up.
+    tokio::task::spawn_blocking(move || command_now(&socket, &commands)).await.expect("every command succeeds");
+}
+
+fn command_now(socket: &Path, commands: &[serde_json::Value]) {
+    let mut stream = BufReader::new(UnixStream::connect(socket).expect("QEMU listens"));
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("a greeting");
+    for command in [&serde_json::json!({ "execute": "qmp_capabilities" })].into_iter().chain(commands) {
+        writeln!(stream.get_mut(), "{command}").expect("QEMU reads");
+        line.clear();
+        stream.read_line(&mut line).expect("a reply");
+        assert!(line.contains("\"return\""), "{command}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_half_made_is_taken_away_and_its_name_is_free() {
+    if !has_qemu() {
+        return;
+    }
+    let Some(queues) = tap::queues(1) else { return eprintln!("skipped: no tap can be made") };
+    let mut bench = Bench::new("orphans");
+    bench.add(bench.disk("cold-1", 0, 1)).await.unwrap();
+    let process = bench.start(bench.spec()).await.unwrap().process.unwrap();
+    bench.vm = client(bench.dir.path());
+    // As a process does that is killed between two commands.
+    let sockets = bench.vm.capabilities((), in_seconds(1)).await.unwrap().sockets;
+    let memory = serde_json::json!({ "qom-type": "memory-backend-ram", "id": "mem-dimm-0", "size": 128 << 20 });
+    let node = serde_json::json!({ "driver": "null-co", "node-name": "drive-8" });
+    let halves = [("object-add", memory), ("blockdev-add", node)].into_iter().chain([
+        ("chardev-add", serde_json::json!({ "id": "char-9", "backend": { "type": "null", "data": {} } })),
+        // Nothing lists those that no device uses.
+        ("netdev_add", serde_json::json!({ "type": "hubport", "id": "net-10", "hubid": 0 })),
+    ]);
+    let halves: Vec<_> =
+        halves.map(|(name, arguments)| serde_json::json!({ "execute": name, "arguments": arguments })).collect();
+    command(&sockets[0], &halves).await;
+
+    bench.vm.adopt_vm(adopt(process, &bench), in_seconds(10)).await.unwrap();
+    // It would be the tenth of its kind.
+    bench.add(nic("nic-1", 2, queues)).await.unwrap();
+    let grow = ResizeMemory { target_mib: 256, block_mib: 128 };
+    assert_eq!(bench.vm.resize_memory(grow, in_seconds(5)).await.unwrap().memory_mib, 256);
+    let devices = bench.vm.query_devices((), in_seconds(5)).await.unwrap();
+    assert_eq!(places(&devices), [("cold-1", "02/01"), ("nic-1", "02/02")]);
+    bench.vm = client(bench.dir.path());
+    // Both names are free, and the VM can be adopted as often as one likes.
+    command(&sockets[0], &halves[1..3]).await;
+    bench.vm.adopt_vm(adopt(process, &bench), in_seconds(10)).await.unwrap();
+    bench.vm.stop_vm(StopVm { term_ms: 2000 }, in_seconds(20)).await.unwrap();
+    assert!(!is_alive(process));
 }
 
 #[tokio::test]
