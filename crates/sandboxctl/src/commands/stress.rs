@@ -154,6 +154,7 @@ fn idle(time: Duration) -> f64 {
         return 0.0;
     }
     let before = Usage::now();
+    #[expect(clippy::disallowed_methods, reason = "the main thread, on which nobody else waits")]
     std::thread::sleep(time);
     // Our own sleep is one of them.
     let woken = Usage::now().wakeups.saturating_sub(before.wakeups + 1);
