@@ -15,7 +15,7 @@ use sandbox_model::{ErrorKind, Instant, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::{Bench, has_qemu};
-use crate::guest::{Guest, Qemu, disk, nic, placed, share};
+use crate::guest::{Guest, Qemu, ShareLock, disk, nic, placed, share};
 use crate::{Guard, client, in_seconds, tap};
 
 /// Says that this test binary is the manager that will be killed, and where its files are.
@@ -112,6 +112,7 @@ async fn a_guest_whose_manager_was_killed_lives_on_under_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let Some(next) = Guest::new(dir) else { return };
+    let _lock = ShareLock::of(dir);
     let test = "adoption::a_guest_whose_manager_was_killed_lives_on_under_the_next";
     let left = Manager::start(test, dir).killed(dir).await;
     let _guards: Vec<_> =

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hypervisor::{RemoveDevice, ResizeMemory, ResizeVcpus};
 use sandbox_model::{ErrorKind, Instant, Outcome};
 
-use crate::guest::{Guest, disk, nic, share};
+use crate::guest::{Guest, ShareLock, disk, nic, share};
 use crate::{Guard, id, in_seconds, tap};
 
 #[tokio::test]
@@ -45,6 +45,7 @@ async fn a_guest_takes_nics_and_a_share_and_gives_them_back() {
     let dir = tempfile::tempdir().unwrap();
     let Some(guest) = Guest::new(dir.path()) else { return };
     let Some(single) = tap::queues(1) else { return eprintln!("skipped: no tap can be made") };
+    let _lock = ShareLock::of(&guest.dir);
     let (daemon, device) = share(&guest.dir, 1, &format!("guest-{}/2", std::process::id())).await;
     let _guard = Guard(Some(daemon.identity()));
     guest.add(device).await;

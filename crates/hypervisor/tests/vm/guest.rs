@@ -21,6 +21,7 @@ use sandbox_model::{Instant, PassedFd};
 use crate::{Guard, client, id, in_seconds, opened, start};
 
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+const SHARE_SOCKET: &str = "virtiofsd.sock";
 
 fn guest() -> Option<PathBuf> {
     let named = std::env::var_os("RESOURCE_ACTORS_GUEST").map(PathBuf::from);
@@ -56,9 +57,27 @@ pub(crate) fn nic(name: &str, slot: u8, queues: Vec<PassedFd>) -> PlacedDevice {
     placed(name, slot, DeviceConfig::Network(network))
 }
 
+/// The lock file that QEMU's virtiofsd leaves for its socket; gone with the test.
+pub(crate) struct ShareLock(PathBuf);
+
+impl ShareLock {
+    /// That of the daemon that shares `dir`.
+    pub(crate) fn of(dir: &Path) -> Self {
+        let socket = dir.join(SHARE_SOCKET).display().to_string();
+        Self(Path::new("/var/run/virtiofsd").join(format!("{}.pid", socket.replace('/', "."))))
+    }
+}
+
+impl Drop for ShareLock {
+    fn drop(&mut self) {
+        // Another virtiofsd makes none.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// A daemon that shares `dir`, and its device.
 pub(crate) async fn share(dir: &Path, slot: u8, tag: &str) -> (HelperProcess, PlacedDevice) {
-    let socket = dir.join("virtiofsd.sock");
+    let socket = dir.join(SHARE_SOCKET);
     let args = [format!("--socket-path={}", socket.display()), format!("-osource={}", dir.display()), "-f".into()];
     let args = args.map(Into::into).into();
     let spec = HelperSpec { program: VIRTIOFSD.into(), args, tag: tag.into(), passed: vec![] };
