@@ -105,7 +105,14 @@ impl LastWords {
         tokio::spawn(async move {
             let mut buffer = [0; 1024];
             // A read error ends the words as the end of the pipe does.
-            while let Ok(count @ 1..) = source.read(&mut buffer).await {
+            loop {
+                let read = tokio::select! {
+                    biased;
+                    // Nobody listens any more: the source is free for somebody else.
+                    () = writer.closed() => return,
+                    read = source.read(&mut buffer) => read,
+                };
+                let Ok(count @ 1..) = read else { break };
                 writer.send_modify(|tail| tail.push(&buffer[..count]));
             }
             writer.send_modify(|tail| {

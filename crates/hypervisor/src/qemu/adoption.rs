@@ -5,6 +5,7 @@
 //! its guest cannot change: not `query-pci`, which follows bus numbers that the guest writes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use helper_process::{HelperProcess, LastWords, identify};
 use sandbox_model::device::PciSlot;
@@ -22,6 +23,8 @@ use crate::{AdoptVm, AdoptedVm, StartedVm, VmCondition};
 
 /// What QEMU is called in errors.
 const PROGRAM: &str = "QEMU";
+/// How long the console's queue may be full.
+const CONSOLE_PATIENCE: Duration = Duration::from_millis(500);
 /// The highest number in the names of backends that is believed: nobody plugs more devices.
 const NUMBER_MAX: u64 = 1 << 32;
 
@@ -57,19 +60,21 @@ async fn try_adopt(paths: &Paths, request: AdoptVm, deadline: Instant) -> PortRe
         }
     };
     check_peer(&paths.qmp, &stream, process.identity().pid)?;
-    let console = console(paths, process.identity().pid, deadline).await;
+    let (pid, console) = (process.identity().pid, LastWords::none());
     let limits = Limits { bridges: 0, memory_max_mib: 0, shared_memory: false };
     let mut vm = Vm { process, qmp: Qmp::new(stream), console, executor: Executor::Tcg, limits };
     vm.greet(deadline).await.map_err(|error| PortError {
         cause: format!("it does not greet: it hangs, or serves another connection ({})", error.cause),
         ..error
     })?;
+    // Not before: one that does not greet would be left with a connection that it does not know.
+    vm.console = console_of(paths, pid, deadline).await;
     survey(&mut vm, deadline).await.map(|(report, devices, count)| Adopted { vm, report, devices, count })
 }
 
 /// The console from now on. A VM without one is as good.
-async fn console(paths: &Paths, pid: i32, deadline: Instant) -> LastWords {
-    let connected = connect(&paths.console, deadline).await;
+async fn console_of(paths: &Paths, pid: i32, deadline: Instant) -> LastWords {
+    let connected = connect(&paths.console, deadline.min(Instant::now() + CONSOLE_PATIENCE)).await;
     let connected = connected.and_then(|stream| check_peer(&paths.console, &stream, pid).map(|()| stream));
     match connected {
         Ok(stream) => LastWords::of(stream),

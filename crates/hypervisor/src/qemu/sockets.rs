@@ -7,6 +7,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use helper_process::SocketFile;
 use rustix::fs::{Mode, fchmod};
@@ -15,10 +16,12 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::{ErrorKind, Instant, PassedFd, PortError, PortResult};
 use tokio::net::UnixStream;
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 /// Connections that may wait until QEMU serves them.
 const BACKLOG: i32 = 4;
+/// QEMU's own queue has room for two; it empties when QEMU comes to it.
+const QUEUE_RETRY: Duration = Duration::from_millis(5);
 
 /// Where the sockets are.
 #[derive(Debug, Clone)]
@@ -70,13 +73,24 @@ pub(super) async fn connect_first(path: &Path, listener: OwnedFd, deadline: Inst
     Ok(Ends { ours, theirs: PassedFd::new(listener) })
 }
 
-/// Connects to a socket on which somebody listens.
+/// Connects to a socket on which somebody listens. While its queue is full (connect(2) says EAGAIN),
+/// as it is with those who came before and left again, it is tried anew.
 pub(super) async fn connect(path: &Path, deadline: Instant) -> PortResult<UnixStream> {
     let name = || path.display().to_string();
-    let gone = |error: std::io::Error| PortError::new(ErrorKind::PeerGone, "connect", name(), error.to_string());
-    let connected = timeout_at(deadline, UnixStream::connect(path)).await;
-    let overdue = |_| PortError::new(ErrorKind::TimedOut, "connect", name(), "nobody accepts within the deadline");
-    connected.map_err(overdue)?.map_err(gone)
+    loop {
+        let error = match timeout_at(deadline, UnixStream::connect(path)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => std::io::ErrorKind::WouldBlock.into(),
+        };
+        if error.kind() != std::io::ErrorKind::WouldBlock {
+            return Err(PortError::new(ErrorKind::PeerGone, "connect", name(), error.to_string()));
+        }
+        if timeout_at(deadline, sleep(QUEUE_RETRY)).await.is_err() {
+            let cause = "nobody accepts within the deadline";
+            return Err(PortError::new(ErrorKind::TimedOut, "connect", name(), cause));
+        }
+    }
 }
 
 /// Whether the process that listens is `pid`, of our own user. The kernel notes who called
@@ -95,7 +109,6 @@ pub(super) fn check_peer(path: &Path, stream: &UnixStream, pid: i32) -> PortResu
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
-    use std::time::Duration;
 
     use super::*;
 
@@ -116,5 +129,25 @@ mod tests {
         drop(ends);
         assert_eq!(connect(&path, soon()).await.unwrap_err().kind, ErrorKind::PeerGone);
         assert_eq!(bind_at(&dir.path().join("x".repeat(200))).unwrap_err().kind, ErrorKind::Invalid);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_waited_for_and_no_longer_than_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Paths::of(dir.path()).qmp;
+        let (listener, _) = bind_at(&path).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect(&path, Instant::now() + Duration::from_millis(50)).await {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((error.kind, waiting.is_empty()), (ErrorKind::TimedOut, false), "{error}");
+        // Those who left are still in the queue, until they are accepted.
+        waiting.clear();
+        let (connected, accepted) = tokio::join!(connect(&path, soon()), async { rustix::net::accept(&listener) });
+        connected.unwrap();
+        accepted.unwrap();
     }
 }

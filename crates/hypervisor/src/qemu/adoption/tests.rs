@@ -1,7 +1,6 @@
 //! A QEMU that says of itself what the test wants.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use super::*;
 

@@ -71,7 +71,13 @@ impl Channel {
 
     /// Serves until the peer ends it or the last hand on it is dropped.
     pub(super) async fn serve(mut self, mut requests: mpsc::Receiver<Request>, end: watch::Sender<Option<Ended>>) {
-        if let Err(ended) = self.run(&mut requests).await {
+        let ended = tokio::select! {
+            biased;
+            // Also before the peer has greeted: it serves one connection, and somebody else may wait.
+            () = end.closed() => return,
+            ended = self.run(&mut requests) => ended,
+        };
+        if let Err(ended) = ended {
             tracing::debug!(?ended, "control channel ended");
             // Told before the tickets are dropped: whoever waits looks here for the cause.
             end.send_replace(Some(ended));
