@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::shared::Shared;
 use crate::shell::{Envelope, Shell};
-use crate::{Death, Domain, Hops, Refused, Request, Serve};
+use crate::{Board, Death, Domain, Hops, Refused, Request, Serve};
 
 /// What a message is sent with.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +30,7 @@ pub(crate) struct Reach<D: Domain> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) snapshot: watch::Receiver<D::Snapshot>,
     pub(crate) hops: Option<Arc<dyn Hops>>,
+    pub(crate) board: Board,
 }
 
 impl<D: Domain> Clone for Address<D> {
@@ -58,11 +59,12 @@ impl<D: Domain> Address<D> {
         R: Request,
         D: Serve<R>,
     {
-        let Reach { mailbox, shared, .. } = &*self.0;
-        let place = shared.admit()?;
+        let Reach { mailbox, shared, board, .. } = &*self.0;
+        let place = shared.admit().inspect_err(|_| board.refused(shared.actor))?;
+        let waiting = board.sent(shared.actor);
         let interrupt = place.interrupt();
         let Ask { deadline, cause } = ask;
-        let envelope = Envelope { request, deadline, cause, sent: Instant::now(), interrupt, place };
+        let envelope = Envelope { request, deadline, cause, sent: Instant::now(), interrupt, waiting, place };
         self.hop().await;
         let answer = mailbox.send(envelope).await;
         self.hop().await;

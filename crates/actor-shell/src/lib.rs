@@ -26,6 +26,7 @@
 //! * **Shutdown.** An actor whose last address is gone serves what it was sent, then ends.
 //! * **Back-pressure.** At most `bound` messages wait or are served; one more is refused
 //!   ([`Refused::Busy`]) at once. (actix's own bound is per clone of an address, so it is not used.)
+//! * **Figures.** What each mailbox holds, serves and has served is on a [`Board`], for people.
 //! * **Snapshot.** What a domain [publishes](Domain::publish) after each message is read without
 //!   asking it.
 //!
@@ -38,6 +39,7 @@
 
 mod address;
 mod arbiters;
+mod figures;
 mod performing;
 mod shared;
 mod shell;
@@ -59,6 +61,7 @@ use shared::Interrupt;
 
 pub use address::{Address, Ask};
 pub use arbiters::{Arbiters, StartError, blocking, blocking_after_effect, to_its_end};
+pub use figures::{Board, Figures, InFlight};
 pub use shell::{spawn, spawn_afar};
 
 /// A future that stays on its thread.
@@ -206,18 +209,20 @@ pub struct Death {
 pub struct CurrentCause {
     seq: Arc<AtomicU64>,
     generation: u32,
+    /// Where its mailbox shows what it is at.
+    pub(crate) board: Board,
 }
 
 impl Default for CurrentCause {
     fn default() -> Self {
-        Self::of_generation(1)
+        Self::of_generation(1, Board::default())
     }
 }
 
 impl CurrentCause {
-    /// That of the actor which is the `generation`th of its name, from 1, in its sandbox.
-    pub fn of_generation(generation: u32) -> Self {
-        Self { seq: Arc::default(), generation }
+    /// That of the actor which is the `generation`th of its name, from 1, in the sandbox of `board`.
+    pub fn of_generation(generation: u32, board: Board) -> Self {
+        Self { seq: Arc::default(), generation, board }
     }
 
     /// Which of the actors of that name it is.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::figures::Waiting;
 use crate::address::Reach;
 use crate::arbiters::abandoned_calls;
 use crate::performing::{Performing, Served};
@@ -33,6 +34,7 @@ pub(crate) struct Envelope<R> {
     pub(crate) cause: Option<u64>,
     pub(crate) sent: Instant,
     pub(crate) interrupt: Interrupt,
+    pub(crate) waiting: Waiting,
     pub(crate) place: shared::Place,
 }
 
@@ -55,13 +57,15 @@ pub fn spawn_afar<D: Domain>(mut domain: D, identity: Identity, hops: Option<Arc
     domain.publish(&mut first);
     let (snapshot, seen) = watch::channel(first);
     let shared = Shared::new(identity.actor, identity.bound);
+    let board = identity.cause.board.clone();
+    board.spawned(identity.actor);
     let shell = Shell { domain, identity, shared: shared.clone(), snapshot, was_cut_off: false };
     let mailbox = Shell::create(move |ctx| {
         // Without a limit of its own: admission is ours, since actix counts per clone of an address.
         ctx.set_mailbox_capacity(0);
         shell
     });
-    Address(Arc::new(Reach { mailbox, shared, snapshot: seen, hops }))
+    Address(Arc::new(Reach { mailbox, shared, snapshot: seen, hops, board }))
 }
 
 pub(crate) type Answer<R> = Result<<R as Request>::Reply, Refused>;
@@ -74,8 +78,10 @@ where
     type Result = Served<D, R>;
 
     fn handle(&mut self, envelope: Envelope<R>, _: &mut Self::Context) -> Served<D, R> {
-        let Envelope { request, deadline, cause, sent, interrupt, place } = envelope;
+        let Envelope { request, deadline, cause, sent, interrupt, waiting, place } = envelope;
+        drop(waiting);
         let record = self.received(&request, cause, sent);
+        self.identity.cause.board.taken(self.identity.actor, R::NAME, record.taken, deadline);
         let call = Call { seq: record.seq, deadline, interrupt };
         self.identity.cause.set(record.seq);
 
@@ -210,6 +216,7 @@ impl<D: Domain> Shell<D> {
                 service_us: micros(record.taken.elapsed()),
             });
         }
+        self.identity.cause.board.answered(self.identity.actor, answer.is_err());
         self.identity.cause.set(0);
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actor_shell::{Address, Ask, CurrentCause, Domain, Identity, spawn_afar};
+use actor_shell::{Address, Ask, Board, CurrentCause, Domain, Identity, spawn_afar};
 use cgroup_actor::CgroupActor;
 use cgroup_actor::host::CgroupHostProxy;
 use device_actor::DeviceActor;
@@ -88,8 +88,9 @@ impl Parts {
         let (config, dir) = (Arc::new(config), SandboxDir::new(self.store.state_dir(), &id));
         let vmm = self.ports.vmm.create(&id, dir.root(), &config).map_err(SandboxError::Store)?;
         let agent = self.ports.agent.create(&id).map_err(SandboxError::Store)?;
-        let cause = CurrentCause::default();
-        let bare = Bare { parts: self.clone(), id: id.clone(), dir: dir.clone(), config, ledger, vmm, agent };
+        let board = Board::default();
+        let cause = CurrentCause::of_generation(1, board.clone());
+        let bare = Bare { parts: self.clone(), id: id.clone(), dir: dir.clone(), config, ledger, vmm, agent, board };
         let failure = (state == LifecycleState::Failed).then(|| "left by an earlier process".to_owned());
         let first = SandboxStatus { state, failure: failure.clone(), ..SandboxStatus::new(id.clone()) };
         let (status, seen) = watch::channel(first);
@@ -123,8 +124,8 @@ impl Parts {
         if self.rings {
             tokio::task::spawn_local(ring(supervisor.clone(), vm_exit));
         }
-        let (agent, config, sink) = (bare.agent, bare.config, self.sink.clone());
-        Ok(SandboxHandle { sandbox: id, supervisor, status: seen, agent, config, dump, sink, registry })
+        let (agent, config, sink, board) = (bare.agent, bare.config, self.sink.clone(), bare.board);
+        Ok(SandboxHandle { sandbox: id, supervisor, status: seen, agent, config, dump, sink, board, registry })
     }
 }
 
@@ -166,6 +167,8 @@ struct Bare {
     ledger: Rc<dyn Ledger>,
     vmm: Arc<dyn Hypervisor>,
     agent: Arc<dyn GuestAgent>,
+    /// Where the mailboxes show what they are at.
+    board: Board,
 }
 
 impl Bare {
@@ -220,7 +223,7 @@ impl Bare {
     fn seat<D: Domain>(&self, actor: ActorName, make: impl Fn(&Self, &CurrentCause) -> D + 'static) -> Seat<D> {
         let bare = self.clone();
         Seat::new(actor, move |generation| {
-            let cause = CurrentCause::of_generation(generation);
+            let cause = CurrentCause::of_generation(generation, bare.board.clone());
             bare.spawn(make(&bare, &cause), actor, cause)
         })
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actor_shell::{Address, Ask, Request, Serve};
+use actor_shell::{Address, Ask, Board, Figures, Request, Serve};
 use guest_agent::GuestAgent;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::ledger::UndoReport;
@@ -46,6 +46,7 @@ pub struct SandboxHandle {
     pub(crate) config: Arc<SandboxConfig>,
     pub(crate) dump: Dump,
     pub(crate) sink: Arc<dyn TraceSink>,
+    pub(crate) board: Board,
     pub(crate) registry: crate::system::Registry,
 }
 
@@ -210,6 +211,11 @@ impl SandboxHandle {
     /// What every actor last published. Never waits.
     pub fn dump(&self) -> Value {
         (self.dump)()
+    }
+
+    /// What the mailbox of each actor is at: for people, not to decide by. Never waits.
+    pub fn figures(&self) -> Vec<Figures> {
+        self.board.figures()
     }
 
     /// The sandbox's configuration.

@@ -44,6 +44,7 @@ pub mod supervisor;
 pub mod system;
 pub mod trace;
 
+pub use actor_shell::{Figures, InFlight};
 pub use error::{Cause, SandboxError, StepFailure};
 pub use handle::SandboxHandle;
 pub use supervisor::SavedSandbox;

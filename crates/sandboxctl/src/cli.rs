@@ -50,6 +50,8 @@ pub(crate) enum Command {
     List(Json),
     /// Show what a sandbox is made of
     Inspect(InspectArgs),
+    /// Show what every actor of the running sandboxes is at
+    Top(TopArgs),
     /// Undo what a sandbox has left behind
     Cleanup(CleanupArgs),
     /// Work with recorded traces
@@ -131,6 +133,17 @@ pub(crate) struct InspectArgs {
     /// Show it again whenever something changes, until it is gone
     #[arg(short, long)]
     pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Which sandboxes [default: all]
+    pub(crate) ids: Vec<SandboxId>,
+    /// Show it once and end
+    #[arg(long)]
+    pub(crate) once: bool,
     #[command(flatten)]
     pub(crate) json: Json,
 }

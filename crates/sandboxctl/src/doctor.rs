@@ -5,12 +5,13 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use sandbox_model::config::SandboxConfig;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::mode::{Facts, choose, find_program};
 
 /// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum State {
     /// There, and it works.
@@ -22,7 +23,7 @@ pub(crate) enum State {
 }
 
 /// One finding.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct Check {
     pub(crate) name: &'static str,
     pub(crate) state: State,
@@ -32,8 +33,8 @@ pub(crate) struct Check {
     pub(crate) fix: Option<String>,
 }
 
-/// The whole report.
-#[derive(Debug, Clone, Serialize)]
+/// The whole report, as `doctor --json` prints it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct Report {
     /// Version of this format.
     pub(crate) v: u32,
@@ -261,6 +262,11 @@ fn kernel() -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<Report>("doctor.v1.json");
+    }
 
     #[test]
     fn every_finding_that_is_not_ok_has_a_fix() {

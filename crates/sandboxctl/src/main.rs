@@ -7,6 +7,7 @@
 //! * [`world`]: the ports of each mode. [`owner`]: whether a sandbox is run by a living process.
 //! * [`private`]: throw-away namespaces. [`doctor`]: what this host can do.
 //! * [`bundle`] and [`amend`]: the OCI spec on its way into the guest.
+//! * [`telling`]: what a sandbox's process tells of it to others.
 //! * [`look`]: what the kernel shows of a sandbox.
 //! * [`story`]: what a trace tells. [`pictures`]: how that is drawn and said.
 //! * [`output`]: errors, progress, tables.
@@ -24,6 +25,7 @@ mod pictures;
 mod private;
 mod settings;
 mod story;
+mod telling;
 mod world;
 
 fn main() -> std::process::ExitCode {

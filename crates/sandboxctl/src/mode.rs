@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use sandbox_model::config::SandboxConfig;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Which VMM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum VmmMode {
     /// A real VM.
@@ -18,7 +19,7 @@ pub(crate) enum VmmMode {
 }
 
 /// Whose host objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum HostMode {
     /// The host's own.
@@ -28,7 +29,7 @@ pub(crate) enum HostMode {
 }
 
 /// Both choices. Every report carries both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Mode {
     pub(crate) vmm: VmmMode,
     pub(crate) host: HostMode,

@@ -203,3 +203,16 @@ fn a_watch_tells_each_change_and_ends_with_the_sandbox() {
     assert_eq!(next()["state"], "gone");
     assert!(watch.wait().unwrap().success());
 }
+
+#[test]
+fn top_tells_of_sandboxes_whose_process_does_not() {
+    let home = TempDir::new().unwrap();
+    let state = home.path().join("state");
+    fs::create_dir_all(state.join("left")).unwrap();
+    let args = ["top", "--once", "--json", "--state-dir", state.to_str().unwrap()];
+    let output = sandboxctl(home.path(), &args).output().unwrap();
+    let top: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&top["v"], &top["sandboxes"], &top["silent"][0]["id"]), (&json!(1), &json!([]), &json!("left")));
+    let output = sandboxctl(home.path(), &["top", "--once", "--state-dir", "/nowhere"]).output().unwrap();
+    assert_eq!(text(&output.stdout), "no sandboxes\n");
+}

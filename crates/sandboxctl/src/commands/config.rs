@@ -1,9 +1,13 @@
 //! `config show`, `config explain`, `config check`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::config::keys::{self, KEYS};
 use sandbox_model::config::layers::{Loaded, render};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cli::{ConfigCommand, Global};
 use crate::output::{Code, Failure, data, json as print_json};
@@ -15,7 +19,7 @@ pub(crate) fn config(global: &Global, command: &ConfigCommand) -> Result<(), Fai
         ConfigCommand::Show(flags) => {
             let loaded = settings::effective(global)?;
             settings::warn(&loaded);
-            if flags.json { print_json(&to_json(&loaded)) } else { data(&render(&loaded)) }
+            if flags.json { print_json(&json!(document(&loaded))) } else { data(&render(&loaded)) }
         }
         ConfigCommand::Explain { key } => data(&explain(key)?),
         ConfigCommand::Check { file } => {
@@ -30,17 +34,36 @@ pub(crate) fn config(global: &Global, command: &ConfigCommand) -> Result<(), Fai
     Ok(())
 }
 
-fn to_json(loaded: &Loaded) -> Value {
+/// What `config show --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Shown {
+    /// The version of this document: 1.
+    v: u32,
+    /// By section and name, as `hypervisor.default_memory`.
+    keys: BTreeMap<String, Effective>,
+    /// Keys that nobody knows.
+    unknown: BTreeSet<String>,
+    /// Keys of Kata that are not supported.
+    ignored: BTreeSet<String>,
+    /// Values that were replaced by supported ones, and by which.
+    replaced: BTreeSet<String>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Effective {
+    value: Value,
+    /// A file, a variable, `--set` or `default`.
+    origin: String,
+}
+
+fn document(loaded: &Loaded) -> Shown {
     let entry = |key: &'static keys::Key| {
         let value = serde_json::to_value(key.value(&loaded.config)).unwrap_or_default();
-        (key.path(), json!({"value": value, "origin": loaded.origin(key)}))
+        (key.path(), Effective { value, origin: loaded.origin(key).to_owned() })
     };
-    let notes = &loaded.notes;
-    json!({
-        "v": 1,
-        "keys": KEYS.iter().map(entry).collect::<Map<_, _>>(),
-        "unknown": notes.unknown, "ignored": notes.ignored, "replaced": notes.replaced,
-    })
+    let notes = loaded.notes.clone();
+    let (unknown, ignored, replaced) = (notes.unknown, notes.ignored, notes.replaced);
+    Shown { v: 1, keys: KEYS.iter().map(entry).collect(), unknown, ignored, replaced }
 }
 
 fn explain(path: &str) -> Result<String, Failure> {
@@ -73,4 +96,12 @@ fn unknown(path: &str) -> Result<String, Failure> {
         None => "sandboxctl config show   # lists all keys".to_owned(),
     };
     Err(Failure::early(Code::CONFIG, "cannot explain the key", format!("there is no key {path:?}"), advice))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<super::Shown>("config-show.v1.json");
+    }
 }

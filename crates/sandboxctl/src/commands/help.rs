@@ -19,7 +19,7 @@ Try:
   sandboxctl doctor          what this host can do, and how to fix what it cannot
   sandboxctl run BUNDLE      run a bundle; without root or QEMU in throw-away namespaces, simulated
 
-Then:   sandboxctl list | inspect ID | cleanup ID | config show | trace timeline FILE -o t.html
+Then:   sandboxctl list | inspect ID | top | cleanup ID | trace timeline FILE -o t.html
 Help:   sandboxctl --help, sandboxctl help E0202 explains an error
 Docs:   README.md and ARCHITECTURE.md of the project
 ",

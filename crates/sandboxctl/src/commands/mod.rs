@@ -8,6 +8,7 @@ mod inspect;
 mod run;
 mod sandboxes;
 mod stress;
+mod top;
 mod trace;
 
 use std::io::{IsTerminal, Write};
@@ -31,6 +32,7 @@ pub(crate) fn dispatch() -> ExitCode {
         Command::Run(args) => run::run(&cli.global, &args),
         Command::List(flags) => finish(sandboxes::list(&cli.global, flags.json), flags.json),
         Command::Inspect(args) => finish(inspect::inspect(&cli.global, &args), args.json.json),
+        Command::Top(args) => finish(top::top(&cli.global, &args), args.json.json),
         Command::Cleanup(args) => finish(sandboxes::cleanup(&cli.global, &args), args.json.json),
         Command::Trace(command) => {
             let json = match &command {

@@ -108,7 +108,7 @@ fn start(global: &Global) -> Result<ResourceSystem, Failure> {
     builder.start().map_err(|error| Failure::early(Code::HOST, "cannot start threads", error, "sandboxctl doctor"))
 }
 
-fn ids(global: &Global) -> Result<Vec<SandboxId>, Failure> {
+pub(super) fn ids(global: &Global) -> Result<Vec<SandboxId>, Failure> {
     let listed = DirectoryStore::new(&global.state_dir).list();
     listed.map_err(|error| Failure::early(Code::STORE, "cannot list sandboxes", error, "--state-dir DIR, or sudo"))
 }

@@ -1,11 +1,14 @@
 //! `trace replay`, `timeline`, `explain`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use resource_actors::trace::{ReplayReport, read_trace, replay};
 use sandbox_model::trace::Place;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{TimelineArgs, TraceCommand};
@@ -93,16 +96,49 @@ fn explain(file: &Path, seq: u64, as_json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What `trace replay --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Replayed<'a> {
+    /// The version of this document: 1.
+    v: u32,
+    /// With what it was recorded.
+    vmm: &'a str,
+    host: &'a str,
+    events: usize,
+    /// Commands that were driven again.
+    commands: usize,
+    /// Replies that were compared.
+    replies: usize,
+    /// Messages, replies and ledger records that were compared.
+    outputs: usize,
+    /// Events that the trace says it lacks.
+    lost: u64,
+    /// Commands that the trace ends before.
+    cut: usize,
+    /// The state of each sandbox at the end.
+    states: BTreeMap<String, String>,
+    /// The first difference, if there is one.
+    diverged: Option<String>,
+}
+
 fn replay_file(file: &Path, as_json: bool) -> Result<(), Failure> {
     let what = || format!("cannot replay {}", file.display());
     let advice = "sandboxctl run --trace FILE …   # with this version";
     let (header, events) = read_trace(file).map_err(|error| Failure::early(Code::TRACE_READ, what(), error, advice))?;
     let report = replay(&events).map_err(|error| Failure::early(Code::TRACE_READ, what(), error, advice))?;
     if as_json {
-        print_json(&json!({
-            "v": 1, "vmm": header.vmm, "host": header.host,
-            "events": report.events, "commands": report.commands, "replies": report.replies, "cut": report.cut,
-            "states": report.states, "diverged": report.divergence.as_ref().map(ToString::to_string),
+        print_json(&json!(Replayed {
+            v: 1,
+            vmm: &header.vmm,
+            host: &header.host,
+            events: report.events,
+            commands: report.commands,
+            replies: report.replies,
+            outputs: report.outputs,
+            lost: report.lost,
+            cut: report.cut,
+            states: report.states.iter().map(|(id, state)| (id.to_string(), state.to_string())).collect(),
+            diverged: report.divergence.as_ref().map(ToString::to_string),
         }));
     } else {
         data(&render(&header.vmm, &header.host, &report));
@@ -131,5 +167,13 @@ fn render(vmm: &str, host: &str, report: &ReplayReport) -> String {
     match &report.divergence {
         Some(divergence) => text + &format!("diverged at {divergence}\n"),
         None => text + "every reply is the recorded one\n",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<super::Replayed<'_>>("replay.v1.json");
     }
 }

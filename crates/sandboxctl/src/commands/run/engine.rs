@@ -22,7 +22,7 @@ use crate::commands::sandboxes::remains;
 use crate::mode::{HostMode, VmmMode};
 use crate::output::steps::Steps;
 use crate::output::{Code, Exit, Failure};
-use crate::{owner, world};
+use crate::{owner, telling, world};
 
 /// Closing a trace takes milliseconds; more than this is for ever.
 const TRACE_END: Duration = Duration::from_secs(5);
@@ -117,10 +117,17 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
     };
     // Held until the directory is gone: nobody cleans up under us.
     let claim = owner::claim(&global.state_dir, &job.id);
+    let telling = telling::serve(&global.state_dir, &sandbox, job.mode);
+    if let Err(error) = &telling {
+        tracing::warn!("`sandboxctl top` will not show this sandbox: {error}");
+    }
     let end = live(&sandbox, args, job, &mut enders).await;
     let is_told = matches!(end, End::Signal(_));
     let taken_away = async {
         let outcome = take_away(&sandbox, job, end).await;
+        if let Ok(telling) = telling {
+            telling.abort();
+        }
         system.shutdown().await;
         outcome
     };

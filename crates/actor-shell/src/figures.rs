@@ -1,0 +1,247 @@
+//! What the mailboxes of a sandbox are at, for those who look from outside.
+//!
+//! Nobody decides by these numbers; they are written where messages pass and read by copies.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_model::Instant;
+use sandbox_model::lifecycle::ActorName;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// Two for each doubling of a microsecond, up to 67 s; what takes longer is in the last.
+const BUCKETS: usize = 54;
+
+/// The mailboxes of one sandbox. Clones show the same.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<watch::Sender<[Mailbox; ActorName::ALL.len()]>>);
+
+/// One actor's mailbox.
+#[derive(Debug, Clone)]
+struct Mailbox {
+    /// When the messages that wait were sent; the number tells those of one instant apart.
+    waiting: BTreeSet<(Instant, u64)>,
+    sent: u64,
+    now: Option<(&'static str, Instant, Instant)>,
+    refused: u64,
+    spawned: u32,
+    served: u64,
+    took: [u32; BUCKETS],
+}
+
+impl Default for Mailbox {
+    fn default() -> Self {
+        let (waiting, took) = (BTreeSet::new(), [0; BUCKETS]);
+        Self { waiting, sent: 0, now: None, refused: 0, spawned: 0, served: 0, took }
+    }
+}
+
+/// What an actor is at. Times are microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Figures {
+    /// Which actor.
+    pub actor: ActorName,
+    /// What it serves now.
+    pub now: Option<InFlight>,
+    /// Messages that wait in its mailbox.
+    pub waiting: usize,
+    /// How long the oldest of them has waited.
+    pub oldest_us: Option<u64>,
+    /// Messages that it has served.
+    pub served: u64,
+    /// Half of these took at most so long; within a quarter.
+    pub p50_us: Option<u64>,
+    /// 99 of 100 took at most so long; within a quarter.
+    pub p99_us: Option<u64>,
+    /// Messages that were not served: too many waited, or they were late.
+    pub refused: u64,
+    /// How often it has died and been replaced.
+    pub restarted: u32,
+}
+
+/// A message that is being served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct InFlight {
+    /// Its name.
+    pub message: String,
+    /// For how long it has been served.
+    pub elapsed_us: u64,
+    /// When it must be answered, from when it was taken.
+    pub deadline_us: u64,
+}
+
+impl Board {
+    /// What each actor is at now, in the order of [`ActorName::ALL`].
+    pub fn figures(&self) -> Vec<Figures> {
+        let now = Instant::now();
+        let mailboxes = self.0.borrow();
+        ActorName::ALL.iter().zip(mailboxes.iter()).map(|(actor, mailbox)| mailbox.figures(*actor, now)).collect()
+    }
+
+    /// Changes what is shown of an actor. Nobody waits for it, so nobody is woken.
+    fn change(&self, actor: ActorName, change: impl FnOnce(&mut Mailbox)) {
+        let index = ActorName::ALL.iter().position(|one| *one == actor);
+        self.0.send_if_modified(|mailboxes| {
+            if let Some(mailbox) = index.and_then(|index| mailboxes.get_mut(index)) {
+                change(mailbox);
+            }
+            false
+        });
+    }
+
+    pub(crate) fn spawned(&self, actor: ActorName) {
+        self.change(actor, |mailbox| {
+            mailbox.spawned += 1;
+            mailbox.now = None;
+        });
+    }
+
+    pub(crate) fn refused(&self, actor: ActorName) {
+        self.change(actor, |mailbox| mailbox.refused += 1);
+    }
+
+    /// A message is on its way into a mailbox, until what this returns is dropped.
+    pub(crate) fn sent(&self, actor: ActorName) -> Waiting {
+        let mut key = (Instant::now(), 0);
+        self.change(actor, |mailbox| {
+            mailbox.sent += 1;
+            key.1 = mailbox.sent;
+            mailbox.waiting.insert(key);
+        });
+        Waiting { board: self.clone(), actor, key }
+    }
+
+    pub(crate) fn taken(&self, actor: ActorName, message: &'static str, taken: Instant, deadline: Instant) {
+        self.change(actor, |mailbox| mailbox.now = Some((message, taken, deadline)));
+    }
+
+    pub(crate) fn answered(&self, actor: ActorName, was_refused: bool) {
+        let now = Instant::now();
+        self.change(actor, |mailbox| {
+            let Some((_, taken, _)) = mailbox.now.take() else { return };
+            if was_refused {
+                mailbox.refused += 1;
+            } else {
+                mailbox.served += 1;
+                let count = &mut mailbox.took[bucket(micros(now - taken))];
+                *count = count.saturating_add(1);
+            }
+        });
+    }
+}
+
+/// A message that waits.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    board: Board,
+    actor: ActorName,
+    key: (Instant, u64),
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.board.change(self.actor, |mailbox| {
+            mailbox.waiting.remove(&self.key);
+        });
+    }
+}
+
+impl Mailbox {
+    fn figures(&self, actor: ActorName, at: Instant) -> Figures {
+        Figures {
+            actor,
+            now: self.now.map(|(message, taken, deadline)| InFlight {
+                message: message.to_owned(),
+                elapsed_us: micros(at.saturating_duration_since(taken)),
+                deadline_us: micros(deadline.saturating_duration_since(taken)),
+            }),
+            waiting: self.waiting.len(),
+            oldest_us: self.waiting.first().map(|(sent, _)| micros(at.saturating_duration_since(*sent))),
+            served: self.served,
+            p50_us: self.quantile(50),
+            p99_us: self.quantile(99),
+            refused: self.refused,
+            restarted: self.spawned.saturating_sub(1),
+        }
+    }
+
+    /// The upper end of the bucket in which the part of `percent` lies.
+    fn quantile(&self, percent: u64) -> Option<u64> {
+        let total: u64 = self.took.iter().map(|count| u64::from(*count)).sum();
+        let wanted = (total * percent).div_ceil(100);
+        let mut seen = 0;
+        let index = self.took.iter().position(|count| {
+            seen += u64::from(*count);
+            total > 0 && seen >= wanted
+        });
+        index.map(upper_end)
+    }
+}
+
+/// Bucket 0 is less than 1 µs; then for each doubling its lower and its upper half.
+fn bucket(us: u64) -> usize {
+    let Some(doubling) = us.checked_ilog2() else { return 0 };
+    let half = if doubling == 0 { 0 } else { us >> (doubling - 1) & 1 };
+    (1 + 2 * doubling as usize + half as usize).min(BUCKETS - 1)
+}
+
+fn upper_end(bucket: usize) -> u64 {
+    let Some(above) = bucket.checked_sub(1) else { return 0 };
+    let doubling = above / 2;
+    if above % 2 == 1 || doubling == 0 { (2 << doubling) - 1 } else { (3 << (doubling - 1)) - 1 }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_ends_less_than_half_above_what_is_in_it() {
+        for us in (0..4096).chain([50_000, 1_000_000, 60_000_000]) {
+            let end = upper_end(bucket(us));
+            assert!(us <= end && end <= us + us / 2 + 1, "{us} -> {end}");
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_are_those_of_what_was_served() {
+        let mut mailbox = Mailbox::default();
+        assert_eq!(mailbox.quantile(50), None);
+        for us in 1..=100 {
+            mailbox.took[bucket(us)] += 1;
+        }
+        assert!(mailbox.quantile(50).is_some_and(|us| (50..=75).contains(&us)));
+        assert!(mailbox.quantile(99).is_some_and(|us| us >= 99));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_board_shows_who_waits_and_what_is_served() {
+        let board = Board::default();
+        let actor = ActorName::Device;
+        board.spawned(actor);
+        let (first, second) = (board.sent(actor), board.sent(actor));
+        tokio::time::advance(Duration::from_millis(3)).await;
+        drop(first);
+        board.taken(actor, "AttachDevice", Instant::now(), Instant::now() + Duration::from_secs(1));
+        tokio::time::advance(Duration::from_millis(2)).await;
+        let figures = &board.figures()[1];
+        let now = InFlight { message: "AttachDevice".into(), elapsed_us: 2_000, deadline_us: 1_000_000 };
+        assert_eq!((figures.actor, &figures.now), (actor, &Some(now)));
+        assert_eq!((figures.waiting, figures.oldest_us), (1, Some(5_000)));
+        board.answered(actor, false);
+        drop(second);
+        board.refused(actor);
+        board.spawned(actor);
+        let figures = &board.figures()[1];
+        assert_eq!((figures.served, figures.refused, figures.restarted, figures.waiting), (1, 1, 1, 0));
+        assert_eq!(figures.now, None);
+        assert!(board.figures().iter().all(|other| other.actor == actor || other.served == 0));
+    }
+}
