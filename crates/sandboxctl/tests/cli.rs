@@ -99,6 +99,17 @@ fn completions_are_written_for_every_shell() {
 }
 
 #[test]
+fn the_manual_has_a_page_for_each_command() {
+    assert!(run(&["man"]).out.contains(".SH NAME"));
+    let dir = TempDir::new().unwrap();
+    let ran = ran(&mut sandboxctl(dir.path(), &["man", "pages"]));
+    assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{}", ran.err);
+    for page in ["sandboxctl.1", "sandboxctl-run.1", "sandboxctl-trace-timeline.1"] {
+        assert!(fs::read_to_string(dir.path().join("pages").join(page)).unwrap().contains(".SH SYNOPSIS"), "{page}");
+    }
+}
+
+#[test]
 fn doctor_reports_in_both_forms() {
     let plain = run(&["doctor"]);
     assert_eq!(plain.code, 0, "{}", plain.err);

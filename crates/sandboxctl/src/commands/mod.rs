@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod help;
 mod inspect;
+mod man;
 mod run;
 mod sandboxes;
 mod stress;
@@ -51,6 +52,7 @@ pub(crate) fn dispatch() -> ExitCode {
             data(&String::from_utf8_lossy(&script));
             ExitCode::SUCCESS
         }
+        Command::Man { dir } => finish(man::man(dir.as_deref()), false),
         Command::Help { topic } => help::help(topic.as_deref()),
     }
 }
