@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::figures::Waiting;
 use crate::address::Reach;
 use crate::arbiters::abandoned_calls;
+use crate::figures::Waiting;
 use crate::performing::{Performing, Served};
 use crate::shared::{self, Interrupt, Shared};
 use crate::{Address, Call, Death, Domain, Hops, Identity, Plan, Refused, Request, Serve, panic_text};

@@ -235,6 +235,31 @@ fn one_message_more_than_the_bound_is_refused_at_once_however_many_addresses() {
 }
 
 #[test]
+fn figures_show_what_is_served_what_waits_and_what_was_refused() {
+    scenario(|| async {
+        let (worker, _) = worker(2, Duration::ZERO);
+        let figures = || worker.0.board.figures().into_iter().find(|one| one.actor == ActorName::Device).unwrap();
+        let asked = ["a", "b", "c"].map(|name| worker.ask(work(name, 10), within(1000)));
+        let looked = async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            figures()
+        };
+        let (_, seen) = futures::join!(futures::future::join_all(asked), looked);
+        let now = seen.now.unwrap();
+        // The clock of tests goes by whole milliseconds.
+        let is_there = |us: u64| (5_000..=6_000).contains(&us);
+        assert!(now.message == Work::NAME && is_there(now.elapsed_us), "{now:?}");
+        assert!(seen.waiting == 1 && seen.oldest_us.is_some_and(is_there), "{:?}", seen.oldest_us);
+        assert_eq!(seen.refused, 1, "a third is one too many");
+        let after = figures();
+        assert_eq!((after.now, after.waiting, after.served, after.refused), (None, 0, 2, 1));
+        assert!(after.p50_us.is_some_and(|us| (10_000..15_000).contains(&us)));
+        drop(worker.ask(work("nobody waits for it", 10), within(1000)));
+        assert_eq!(figures().waiting, 0, "a message that was not sent does not wait");
+    });
+}
+
+#[test]
 fn a_snapshot_is_read_while_the_actor_is_busy() {
     scenario(|| async {
         let (worker, _) = worker(8, Duration::ZERO);

@@ -41,6 +41,7 @@ struct Silent {
 /// Serves the verb.
 pub(crate) fn top(global: &Global, args: &TopArgs) -> Result<(), Failure> {
     let is_terminal = std::io::stdout().is_terminal();
+    let runtime = super::runtime()?;
     loop {
         let top = look(global, args)?;
         match (args.json.json, args.once) {
@@ -53,7 +54,7 @@ pub(crate) fn top(global: &Global, args: &TopArgs) -> Result<(), Failure> {
         if args.once {
             return Ok(());
         }
-        std::thread::sleep(EVERY);
+        runtime.block_on(async { tokio::time::sleep(EVERY).await });
     }
 }
 
