@@ -170,8 +170,12 @@ vsock_daemon = "{}"
 accelerator = "tcg"
 
 [agent.kata]
+reconnect_timeout_ms = 90000
 
 [runtime]
+
+[runtime.deadlines]
+step_ms = 120000
 "#,
             vmm.display(),
             kernel.display(),
