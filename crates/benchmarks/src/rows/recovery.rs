@@ -10,9 +10,9 @@ use simulation::{SimulatedFacts, World, simulated_ports};
 use tempfile::TempDir;
 
 use super::{Row, Target, on_one_thread};
-use crate::Samples;
 use crate::life::Life;
 use crate::load::{self, Load};
+use crate::{Samples, Usage};
 
 const SANDBOXES: usize = 1000;
 const ROUNDS: usize = 3;
@@ -27,7 +27,8 @@ fn system(world: &Arc<World>, dir: &TempDir) -> ResourceSystem {
         .here()
 }
 
-fn round() -> Result<Duration, String> {
+/// Wall and CPU time of one recovery.
+fn round() -> Result<(Duration, Duration), String> {
     // Where ledgers live: `/run` is a tmpfs wherever a runtime runs.
     let dir = tempfile::Builder::new().prefix("bench-recovery").tempdir_in("/dev/shm").map_err(|e| e.to_string())?;
     let world = Arc::new(World::new());
@@ -43,7 +44,7 @@ fn round() -> Result<Duration, String> {
     // The first process is gone; of its sandboxes only the ledgers and the objects are left.
     let took = on_one_thread(|| async {
         let system = system(&world, &dir);
-        let begun = Instant::now();
+        let (begun, used) = (Instant::now(), Usage::of_thread());
         let ids = system.list().map_err(|error| error.to_string())?;
         let releases =
             futures::stream::iter(ids).map(|id| async { system.cleanup_sandbox(&id).await.map(|r| (id, r)) });
@@ -54,7 +55,7 @@ fn round() -> Result<Duration, String> {
                 return Err(format!("{id}: {report:?}"));
             }
         }
-        Ok(begun.elapsed())
+        Ok((begun.elapsed(), Usage::of_thread() - used))
     })??;
     match world.list().first() {
         None => Ok(took),
@@ -63,11 +64,13 @@ fn round() -> Result<Duration, String> {
 }
 
 pub(super) fn run() -> Result<Vec<Row>, String> {
-    let mut times = Samples::default();
+    let (mut times, mut cpu) = (Samples::default(), Samples::default());
     for _ in 0..ROUNDS {
-        times.add(round()?);
+        let (wall, used) = round()?;
+        times.add(wall);
+        cpu.add(used);
     }
-    let detail = format!("ledgers on tmpfs, simulated kernel: {}", times.describe());
+    let detail = format!("ledgers on tmpfs, simulated kernel: {}; CPU {}", times.describe(), cpu.describe());
     let seconds = times.median().as_secs_f64();
     Ok(vec![Row::new("1,000 sandboxes released from their ledgers", seconds, "s", Target::AtMost(1.0), detail)])
 }

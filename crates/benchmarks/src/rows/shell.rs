@@ -1,7 +1,7 @@
 //! A message through an actor's mailbox, beside the same through a bare tokio task.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actor_shell::{
     Address, Ask, Call, Completion, CurrentCause, Domain, Identity, LocalFuture, NoTrace, Plan, Request, Serve,
@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Row, Target};
-use crate::in_turns;
+use crate::{Usage, in_turns};
 
 const ROUNDS: usize = 61;
 const MESSAGES: u64 = 4000;
@@ -130,27 +130,27 @@ fn compare<F: Future<Output = bool>>(
     let (address, channel) = local.block_on(&runtime, async { (counter(), bare(awaits)) });
     let through_the_shell = || {
         local.block_on(&runtime, async {
-            let begun = Instant::now();
+            let used = Usage::of_thread();
             for _ in 0..MESSAGES {
                 let deadline = sandbox_model::Instant::now() + Duration::from_secs(60);
                 assert!(send(address.clone(), Ask { deadline, cause: None }).await, "the shell served every message");
             }
-            Ok::<_, String>(begun.elapsed())
+            Ok::<_, String>(Usage::of_thread() - used)
         })
     };
     let through_a_channel = || {
         local.block_on(&runtime, async {
-            let begun = Instant::now();
+            let used = Usage::of_thread();
             for _ in 0..MESSAGES {
                 let (reply, replied) = oneshot::channel();
                 let sent = channel.clone().send((1, reply)).await;
                 assert!(sent.is_ok() && replied.await.is_ok(), "the task served every message");
             }
-            Ok::<_, String>(begun.elapsed())
+            Ok::<_, String>(Usage::of_thread() - used)
         })
     };
     let times = in_turns(ROUNDS, through_the_shell, through_a_channel)?;
     let each = |samples: &crate::Samples| samples.median().as_secs_f64() * 1e9 / MESSAGES as f64;
-    let detail = format!("{:.0} ns, bare {:.0} ns", each(&times.first), each(&times.second));
+    let detail = format!("{:.0} ns of CPU time, bare {:.0} ns", each(&times.first), each(&times.second));
     Ok(Row::new(what, times.ratio, "", Target::AtMost(1.5), detail))
 }
