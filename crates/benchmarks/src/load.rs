@@ -104,28 +104,35 @@ pub async fn end(handles: Vec<SandboxHandle>, life: &Life, at_once: usize, mut p
     outcome
 }
 
-/// Runs whole lives, one after the other in each of `load.at_once` places.
+/// Runs whole lives, one after the other in each of `load.at_once` places. `life` is told its place.
 pub async fn lives(system: &ResourceSystem, life: impl Fn(usize) -> Life, load: Load, prefix: &str) -> Outcome {
     let (begun, used) = (Instant::now(), Usage::now());
-    let whole = stream::iter(0..load.sandboxes).map(|index| {
-        let life = life(index);
+    let count = load.at_once.max(1);
+    let places = (0..count).map(|place| {
+        let life = life(place);
         async move {
-            let (id, mut times) = (name(prefix, index), Times::default());
-            let begun = Instant::now();
-            let lived = match life.start(system, id.clone(), &mut times).await {
-                Ok(handle) => life.end(&handle, &mut times).await,
-                Err(error) => Err(error.to_string()),
-            };
-            times.wholes.add(begun.elapsed());
-            (lived.map_err(|error| format!("{id}: {error}")), times)
+            let mut lived = Outcome::default();
+            for index in (place..load.sandboxes).step_by(count) {
+                one_life(system, &life, name(prefix, index), &mut lived).await;
+            }
+            lived
         }
     });
-    let mut whole = std::pin::pin!(whole.buffer_unordered(load.at_once.max(1)));
     let mut outcome = Outcome::default();
-    while let Some((lived, times)) = whole.next().await {
-        outcome.times.extend(&times);
-        outcome.failures.extend(lived.err());
+    for lived in futures::future::join_all(places).await {
+        outcome.times.extend(&lived.times);
+        outcome.failures.extend(lived.failures);
     }
     (outcome.wall, outcome.cpu) = (begun.elapsed(), Usage::now().cpu - used.cpu);
     outcome
+}
+
+async fn one_life(system: &ResourceSystem, life: &Life, id: SandboxId, outcome: &mut Outcome) {
+    let begun = Instant::now();
+    let lived = match life.start(system, id.clone(), &mut outcome.times).await {
+        Ok(handle) => life.end(&handle, &mut outcome.times).await,
+        Err(error) => Err(error.to_string()),
+    };
+    outcome.times.wholes.add(begun.elapsed());
+    outcome.failures.extend(lived.err().map(|error| format!("{id}: {error}")));
 }

@@ -27,7 +27,7 @@ pub(super) fn run() -> Result<Vec<Row>, String> {
             round += 1;
             let load = Load { sandboxes, at_once, rate: None };
             let outcome =
-                runtime.block_on(load::lives(&system, |index| pods.life(index), load, &format!("life{round}")));
+                runtime.block_on(load::lives(&system, |place| pods.life(place), load, &format!("life{round}")));
             match outcome.failures.first() {
                 None => Ok(outcome),
                 Some(failure) => Err(failure.clone()),
