@@ -3,6 +3,7 @@
 pub mod fake;
 pub mod faults;
 pub mod invariants;
+pub mod killed;
 pub mod lab;
 pub mod lifecycles;
 pub mod real;

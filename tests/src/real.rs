@@ -90,6 +90,18 @@ impl Guest {
     }
 }
 
+/// A system on this host whose state is in `state`.
+///
+/// # Panics
+/// When no thread can be started.
+pub fn system(state: &Path, sink: Option<Arc<dyn TraceSink>>) -> ResourceSystem {
+    let mut builder = ResourceSystem::builder(Lab::ports()).state_dir(state);
+    if let Some(sink) = sink {
+        builder = builder.trace(sink);
+    }
+    builder.start().expect("a thread can be started")
+}
+
 /// A directory of a test's own, and a system whose state is in it.
 #[derive(Debug)]
 pub struct Lab {
@@ -111,12 +123,7 @@ impl Lab {
         let private = fs::Permissions::from_mode(0o700);
         let dir = tempfile::Builder::new().prefix("ra-test-").permissions(private).tempdir_in("/run");
         let dir = dir.expect("root may make a directory below /run");
-        let state = dir.path().join("state");
-        let mut builder = ResourceSystem::builder(Self::ports()).state_dir(state);
-        if let Some(sink) = sink {
-            builder = builder.trace(sink);
-        }
-        let system = builder.start().expect("a thread can be started");
+        let system = system(&dir.path().join("state"), sink);
         Some(Self { guest, name: format!("{name}-{}", std::process::id()), system: Some(system), dir })
     }
 
@@ -130,6 +137,22 @@ impl Lab {
             cgroup: Arc::new(LinuxCgroupHost::new()),
             device: Arc::new(LinuxDeviceHost::new()),
         }
+    }
+
+    /// The lab's system.
+    ///
+    /// # Panics
+    /// When the lab has been closed.
+    pub fn system(&self) -> &ResourceSystem {
+        self.system.as_ref().expect("the lab is open")
+    }
+
+    /// The id of a sandbox whose leftovers the lab finds.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn id(&self, name: &str) -> SandboxId {
+        SandboxId::new(format!("{}-{name}", self.name)).expect("a valid id")
     }
 
     /// A path in the test's directory.
@@ -159,10 +182,8 @@ impl Lab {
     /// # Panics
     /// When the library refuses it.
     pub async fn create(&self, name: &str, config: SandboxConfig) -> SandboxHandle {
-        let id = SandboxId::new(format!("{}-{name}", self.name)).expect("a valid id");
-        let spec = SandboxSpec { id, config, cgroups_path: None };
-        let system = self.system.as_ref().expect("the lab is open");
-        system.create_sandbox(spec).await.expect("a new sandbox")
+        let spec = SandboxSpec { id: self.id(name), config, cgroups_path: None };
+        self.system().create_sandbox(spec).await.expect("a new sandbox")
     }
 
     /// All that is on this host of the lab's sandboxes: mounts, processes, cgroups, files.

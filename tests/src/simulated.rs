@@ -6,6 +6,7 @@ use std::sync::Arc;
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
 };
+use resource_actors::host::PathKind;
 use resource_actors::ledger::MemoryStore;
 use resource_actors::system::Intercept;
 use resource_actors::{ResourceSystem, SandboxError, SandboxHandle, SandboxSpec};
@@ -20,6 +21,9 @@ use sandbox_model::{ContainerId, SandboxId};
 use simulation::{SimulatedFacts, World, simulated_ports};
 use tokio::task::LocalSet;
 
+/// A path that is a block device.
+pub const DISK: &str = "/dev/simulated";
+
 /// A configuration that the simulated VMM accepts.
 pub fn config() -> SandboxConfig {
     let mut config = SandboxConfig::default();
@@ -30,9 +34,20 @@ pub fn config() -> SandboxConfig {
 
 /// A system on this thread whose world is `world`.
 pub fn system(world: &Arc<World>, sink: Option<Arc<dyn TraceSink>>, intercept: Option<Intercept>) -> ResourceSystem {
+    system_on(world, &MemoryStore::new("/run/simulated"), sink, intercept)
+}
+
+/// A system on this thread that finds in `store` what another one on it has left.
+pub fn system_on(
+    world: &Arc<World>,
+    store: &MemoryStore,
+    sink: Option<Arc<dyn TraceSink>>,
+    intercept: Option<Intercept>,
+) -> ResourceSystem {
+    let kinds = [(DISK.into(), Some(PathKind::BlockDevice))].into();
     let mut builder = ResourceSystem::builder(simulated_ports(world))
-        .store(Arc::new(MemoryStore::new("/run/simulated")))
-        .facts(Arc::new(SimulatedFacts::default()));
+        .store(Arc::new(store.clone()))
+        .facts(Arc::new(SimulatedFacts { kinds }));
     if let Some(sink) = sink {
         builder = builder.trace(sink);
     }

@@ -47,6 +47,8 @@ pub struct Group {
 pub struct Survey {
     /// The group. No directories: the host enforces nothing.
     pub group: Group,
+    /// `st_ino` of each of its directories that is there.
+    pub inodes: Vec<Option<u64>>,
     /// What must be made for it, parents first; below a joint parent also what is there already.
     pub missing: Vec<PathBuf>,
     /// What cannot be enforced, each with the reason.

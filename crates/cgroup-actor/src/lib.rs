@@ -4,7 +4,8 @@
 //! The only limit it sets is the union of the containers' cpusets; CPU and memory are limited by the
 //! pod's own group above (behaviour A10).
 //!
-//! * Messages: [`CreateCgroups`], [`PlaceVm`], [`PlaceVcpus`], [`UpdateCpuset`], [`UndoCgroups`].
+//! * Messages: [`CreateCgroups`], [`PlaceVm`], [`PlaceVcpus`], [`UpdateCpuset`],
+//!   [`AdoptCgroups`], [`UndoCgroups`].
 //! * Host objects: `Cgroup` (the directories that we made, with their inodes), `ResourceShare` (a
 //!   container's part in the cpuset).
 //!
@@ -17,6 +18,7 @@ pub mod host;
 mod linux;
 mod messages;
 mod path;
+mod rebuild;
 mod serve;
 
 pub use linux::LinuxCgroupHost;

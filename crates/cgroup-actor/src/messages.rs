@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use actor_shell::Request;
-use sandbox_model::ledger::{ProcessIdentity, Undo, UndoReport};
+use sandbox_model::adopt::{AdoptError, Confirmed};
+use sandbox_model::ledger::{Entry, ProcessIdentity, Undo, UndoReport};
 use sandbox_model::request::ResourceUpdate;
 use sandbox_model::{ContainerId, PortError};
 use serde::{Deserialize, Serialize};
@@ -130,6 +131,35 @@ impl Request for PlaceVcpus {
 impl Request for UpdateCpuset {
     type Reply = Result<Cpuset, CgroupError>;
     const NAME: &'static str = "UpdateCpuset";
+}
+
+/// Takes over the cgroups of a VM that an earlier process has left running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptCgroups {
+    /// The actor's live entries, oldest first.
+    pub entries: Vec<Entry>,
+    /// What the groups were made with.
+    pub groups: CreateCgroups,
+    /// The VMM, if it has a process of its own.
+    pub vm: Option<PlaceVm>,
+    /// The containers' parts in the cpuset.
+    pub cpusets: Vec<CpusetOf>,
+}
+
+/// A container's part in the cpuset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpusetOf {
+    /// Whose.
+    pub container: ContainerId,
+    /// `cpu.cpus` of its resources.
+    pub cpus: Option<String>,
+    /// `cpu.mems` of its resources.
+    pub mems: Option<String>,
+}
+
+impl Request for AdoptCgroups {
+    type Reply = Result<Confirmed, AdoptError>;
+    const NAME: &'static str = "AdoptCgroups";
 }
 
 /// Undoes what the ledger says this actor made.

@@ -4,31 +4,12 @@ use std::path::PathBuf;
 
 use helper_process::HelperProcess;
 use sandbox_model::device::Access;
+pub use sandbox_model::device::DiskIdentity;
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{Live, PassedFd, port};
 use serde::{Deserialize, Serialize};
 
 pub use helper_process::SocketFile;
-
-/// Which disk a path leads to, whatever the path is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
-pub enum DiskIdentity {
-    /// A regular file.
-    File {
-        /// `st_dev` of its file system.
-        device: u64,
-        /// `st_ino`.
-        inode: u64,
-    },
-    /// A block device.
-    Block {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-}
 
 /// Asks whether a path can be plugged as a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! mailbox is what makes hotplug serial.
 //!
 //! * Messages: [`AttachDevice`], [`AttachVsock`], [`AttachOciDevices`], [`AttachVfio`],
-//!   [`UndoDevices`].
+//!   [`AdoptDevices`], [`UndoDevices`].
 //! * Host objects: `VmDevice` (a plugged device), `VfioBinding` (a function given to vfio-pci),
 //!   `Process` and two `File`s (the vsock daemon and its sockets), `Hold` (a user of a device or
 //!   binding, named by device id or PCI address).
@@ -17,6 +17,7 @@ pub mod host;
 mod linux;
 mod messages;
 mod oci;
+pub mod rebuild;
 mod serve;
 pub mod slots;
 pub mod table;

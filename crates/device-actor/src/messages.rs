@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use actor_shell::Request;
 use oci_spec::runtime::{LinuxDevice, LinuxResources};
+use sandbox_model::adopt::{AdoptError, Confirmed};
 use sandbox_model::config::VfioMode;
 use sandbox_model::device::{AgentDevice, DeviceConfig, PciPath, VsockDevice};
-use sandbox_model::ledger::{Scope, Undo, UndoReport};
+use sandbox_model::ledger::{Entry, Scope, Undo, UndoReport};
 use sandbox_model::request::VsockRequest;
 use sandbox_model::{ContainerId, DeviceId, PortError};
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,18 @@ impl Request for AttachOciDevices {
 impl Request for AttachVfio {
     type Reply = Result<AttachedDevice, DeviceError>;
     const NAME: &'static str = "AttachVfio";
+}
+
+/// Takes over the devices of a VM that an earlier process has left running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdoptDevices {
+    /// The actor's live entries, oldest first.
+    pub entries: Vec<Entry>,
+}
+
+impl Request for AdoptDevices {
+    type Reply = Result<Confirmed, AdoptError>;
+    const NAME: &'static str = "AdoptDevices";
 }
 
 /// Undoes what the ledger says this actor made.

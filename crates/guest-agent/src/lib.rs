@@ -20,7 +20,7 @@ pub use kata::{FRAME_LEN_MAX, KataAgent, KataAgentFactory, READ_LEN_MAX};
 
 /// Where the agent listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case", deny_unknown_fields)]
 pub enum AgentAddress {
     /// A kernel vsock.
     Vsock {

@@ -76,6 +76,7 @@ pub struct StartVm {
 
 /// A VM that has started and does not run yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StartedVm {
     /// The VMM's process; `None` if it has none of its own.
     pub process: Option<ProcessIdentity>,

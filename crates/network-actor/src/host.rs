@@ -64,6 +64,8 @@ sandbox_model::port! {
 pub enum Want {
     /// A socket to undo things with.
     Socket,
+    /// The socket and a view of it.
+    View,
     /// A view of it, and descriptors for a tap beside each usable link.
     Endpoints {
         /// Queue pairs of each tap.

@@ -2,7 +2,7 @@
 //!
 //! It **owns** the taps of one sandbox, the redirects between them and the pod's links, and the
 //! namespace of a sandbox that has none from outside. It **takes** [`SetUpNetwork`], which answers
-//! with the NICs to be plugged and what the guest must be told, and [`UndoNetwork`]. It **makes**
+//! with the NICs to be plugged and what the guest must be told, [`AdoptNetwork`] and [`UndoNetwork`]. It **makes**
 //! these host objects, each with an entry in the ledger:
 //!
 //! | object | identity | goes away |
@@ -26,6 +26,7 @@
 //! so for a namespace of ours; all three are plain code. [`host`] is the port, [`linux`] its real
 //! implementation.
 
+pub mod adopt;
 pub mod endpoints;
 pub mod host;
 pub mod linux;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use actor_shell::Request;
 use sandbox_model::PortError;
+use sandbox_model::adopt::{AdoptError, Confirmed};
 use sandbox_model::device::NetworkDevice;
-use sandbox_model::ledger::{Undo, UndoReport};
+use sandbox_model::ledger::{Entry, Undo, UndoReport};
 use sandbox_model::network::{GuestNetwork, NetworkRequest};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ pub struct SetUpNetwork {
 
 /// The host side, made.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkIsUp {
     /// NICs to be plugged, in the order of the host's links.
     pub nics: Vec<NetworkDevice>,
@@ -64,6 +66,18 @@ pub enum NetworkError {
 impl Request for SetUpNetwork {
     type Reply = Result<NetworkIsUp, NetworkError>;
     const NAME: &'static str = "SetUpNetwork";
+}
+
+/// Takes over the network of a sandbox that an earlier process has left running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdoptNetwork {
+    /// The actor's live entries, oldest first.
+    pub entries: Vec<Entry>,
+}
+
+impl Request for AdoptNetwork {
+    type Reply = Result<Confirmed, AdoptError>;
+    const NAME: &'static str = "AdoptNetwork";
 }
 
 /// Undoes what the ledger says this actor made.

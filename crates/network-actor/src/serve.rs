@@ -70,6 +70,19 @@ impl NetworkActor {
         self.journal.ledger().any(&|entry| entry.actor == ActorName::Network)
     }
 
+    pub(crate) fn sandbox(&self) -> &SandboxId {
+        &self.sandbox
+    }
+
+    pub(crate) fn host(&self) -> Arc<dyn NetworkHost> {
+        self.host.clone()
+    }
+
+    /// Takes over what a message has opened.
+    pub(crate) fn hold(&mut self, held: Option<Held>) {
+        self.held = held;
+    }
+
     fn wish(&self, message: SetUpNetwork) -> Result<Wish, NetworkError> {
         let SetUpNetwork { request: NetworkRequest { source, queue_pairs, .. }, own_namespace } = message;
         if queue_pairs == 0 || queue_pairs > QUEUE_PAIRS_MAX {

@@ -117,6 +117,7 @@ impl Parts {
             bell: RefCell::new(Some(bell)),
             vm_exit: vm_exit.clone(),
             vm_is_watched: Cell::new(false),
+            haste: Cell::new(false),
         };
         let dump = dump(&crew, seen.clone());
         let supervisor = Supervisor::new(crew, state, failure, facts);
@@ -140,19 +141,16 @@ async fn ring(supervisor: Address<Supervisor>, mut exit: watch::Receiver<Option<
 }
 
 fn dump(crew: &Crew, status: watch::Receiver<SandboxStatus>) -> Dump {
-    let device = crew.device.address().snapshot();
-    let network = crew.network.address().snapshot();
-    let share = crew.share.address().snapshot();
-    let cgroup = crew.cgroup.address().snapshot();
-    let cpu = crew.cpu.address().snapshot();
+    let (device, network, share) = (crew.device.published(), crew.network.published(), crew.share.published());
+    let (cgroup, cpu) = (crew.cgroup.published(), crew.cpu.published());
     Arc::new(move || {
         serde_json::json!({
             "status": &*status.borrow(),
-            "device": &*device.borrow(),
-            "network": &*network.borrow(),
-            "share_fs": &*share.borrow(),
-            "cgroup": &*cgroup.borrow(),
-            "cpu": &*cpu.borrow(),
+            "device": &*device.borrow().borrow(),
+            "network": &*network.borrow().borrow(),
+            "share_fs": &*share.borrow().borrow(),
+            "cgroup": &*cgroup.borrow().borrow(),
+            "cpu": &*cpu.borrow().borrow(),
         })
     })
 }

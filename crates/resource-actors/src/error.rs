@@ -6,6 +6,7 @@ use actor_shell::Refused;
 use cgroup_actor::CgroupError;
 use device_actor::DeviceError;
 use network_actor::NetworkError;
+use sandbox_model::adopt::AdoptError;
 use sandbox_model::ledger::UndoReport;
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::{InvalidId, PortError, SandboxId};
@@ -95,6 +96,9 @@ pub enum Cause {
     /// vCPUs or memory.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A sandbox of an earlier process cannot be taken over.
+    #[error(transparent)]
+    Adopt(AdoptError),
     /// The VMM, the agent or the host, as the supervisor met them.
     #[error(transparent)]
     Port(#[from] PortError),
@@ -168,6 +172,7 @@ impl SandboxError {
                 Cause::VmGone { .. } => "E0209",
                 Cause::DeadlinePassed { .. } => "E0210",
                 Cause::Interrupted => "E0211",
+                Cause::Adopt(_) => "E0212",
             },
         }
     }

@@ -23,8 +23,9 @@ use tokio::sync::watch;
 
 use crate::error::SandboxError;
 use crate::supervisor::{
-    Cleanup, PrepareBeforeStartVm, ReleaseContainer, Save, SavedSandbox, SetUpDevices, SetUpNetwork, SetUpRootfs,
-    SetUpVolumes, SetupAfterStartVm, StartVm, Stop, StoragesForSandbox, Supervisor, UpdateLinuxResources,
+    Adopt, Adopted, Cleanup, PrepareBeforeStartVm, Progress, ReleaseContainer, Save, SavedSandbox, SetUpDevices,
+    SetUpNetwork, SetUpRootfs, SetUpVolumes, SetupAfterStartVm, StartVm, Stop, StoragesForSandbox, Supervisor,
+    UpdateLinuxResources,
 };
 
 /// Composes what the resource actors have published.
@@ -177,8 +178,21 @@ impl SandboxHandle {
     /// # Errors
     /// [`SandboxError::Refused`]. Objects that could not be given back are in the report.
     pub async fn cleanup(&self) -> Result<UndoReport, SandboxError> {
+        self.release(Cleanup { at_once: false }).await
+    }
+
+    /// As [`cleanup`](Self::cleanup), in haste: nobody is asked to end before being ended by force, and
+    /// little time is given to each object. No less is undone. Interrupts a clean-up, too.
+    ///
+    /// # Errors
+    /// As [`cleanup`](Self::cleanup).
+    pub async fn cleanup_at_once(&self) -> Result<UndoReport, SandboxError> {
+        self.release(Cleanup { at_once: true }).await
+    }
+
+    async fn release(&self, cleanup: Cleanup) -> Result<UndoReport, SandboxError> {
         self.interrupt();
-        let report = self.ask(Cleanup {}, self.undo_deadline() * 3).await?;
+        let report = self.ask(cleanup, self.undo_deadline() * 3).await?;
         if report.is_clean() {
             self.registry.forget(&self.sandbox);
         }
@@ -191,6 +205,11 @@ impl SandboxHandle {
     /// [`SandboxError::Store`].
     pub async fn save(&self) -> Result<SavedSandbox, SandboxError> {
         self.ask(Save {}, self.step_deadline()).await
+    }
+
+    /// Takes over what an earlier process has left running.
+    pub(crate) async fn adopt(&self, progress: Progress) -> Result<Adopted, SandboxError> {
+        self.ask(Adopt { progress }, self.step_deadline()).await
     }
 
     /// Where the sandbox stands. Never waits.

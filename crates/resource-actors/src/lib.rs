@@ -48,4 +48,4 @@ pub use actor_shell::{Figures, InFlight};
 pub use error::{Cause, SandboxError, StepFailure};
 pub use handle::SandboxHandle;
 pub use supervisor::SavedSandbox;
-pub use system::{Ports, ResourceSystem, ResourceSystemBuilder, SandboxSpec};
+pub use system::{Ports, Recovered, ResourceSystem, ResourceSystemBuilder, SandboxSpec};

@@ -27,7 +27,7 @@ use crate::error::SandboxError;
 use crate::handle::SandboxHandle;
 use crate::host::{HostFacts, LinuxHostFacts};
 use crate::ledger::{DirectoryStore, SandboxStore};
-use crate::supervisor::{Facts, SAVED_VERSION, SavedSandbox};
+use crate::supervisor::{Facts, Progress, SAVED_VERSION, SavedSandbox};
 
 /// The world that sandboxes act on. Each port is real, simulated, or an embedder's own.
 #[derive(Debug, Clone)]
@@ -48,6 +48,7 @@ pub struct Ports {
 
 /// What a sandbox is created with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SandboxSpec {
     /// Its id.
     pub id: SandboxId,
@@ -55,6 +56,20 @@ pub struct SandboxSpec {
     pub config: SandboxConfig,
     /// `linux.cgroupsPath` of the sandbox container's spec.
     pub cgroups_path: Option<String>,
+}
+
+/// What became of a sandbox that an earlier process has left.
+#[derive(Debug)]
+pub enum Recovered {
+    /// Its VM runs, and it goes on as if nothing had happened.
+    Adopted(SandboxHandle),
+    /// It was released from its ledger.
+    Released {
+        /// What became of each object.
+        report: UndoReport,
+        /// Why it was not taken over.
+        why: String,
+    },
 }
 
 /// Gives the interceptor that stands around an actor's port calls, if one shall.
@@ -242,7 +257,7 @@ impl ResourceSystem {
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<SandboxHandle, SandboxError> {
         let id = spec.id.clone();
         self.start_sandbox(id, move |parts, registry| {
-            let ledger = parts.store.create(&spec.id).map_err(|error| match error.kind {
+            let ledger = parts.store.create(&spec).map_err(|error| match error.kind {
                 ErrorKind::Exists => SandboxError::Exists { sandbox: spec.id.clone() },
                 _ => SandboxError::Store(error),
             })?;
@@ -263,24 +278,21 @@ impl ResourceSystem {
     /// # Errors
     /// [`SandboxError::Unknown`]; [`SandboxError::Store`] names the damaged line of a ledger.
     pub async fn restore(&self, saved: SavedSandbox) -> Result<SandboxHandle, SandboxError> {
-        if saved.version != SAVED_VERSION {
-            let cause = format!("version {} is not {SAVED_VERSION}", saved.version);
-            let error = PortError::new(ErrorKind::Invalid, "restore", saved.sandbox.as_str(), cause);
+        let Progress { version, facts, .. } = saved.progress;
+        if version != SAVED_VERSION {
+            let cause = format!("version {version} is not {SAVED_VERSION}");
+            let error = PortError::new(ErrorKind::Invalid, "restore", saved.spec.id.as_str(), cause);
             return Err(SandboxError::Store(error));
         }
-        let SavedSandbox { sandbox, facts, config, cgroups_path, .. } = saved;
-        self.reopen(Opening::Restore, SandboxSpec { id: sandbox, config, cgroups_path }, facts).await
+        self.reopen(Opening::Restore, saved.spec, facts).await
     }
 
-    /// What `save` kept of a sandbox.
+    /// What is kept of a sandbox: what it was created with, and where it stood after its last step.
     ///
     /// # Errors
     /// [`SandboxError::Store`].
     pub fn saved(&self, sandbox: &SandboxId) -> Result<SavedSandbox, SandboxError> {
-        let bytes = self.parts.store.load(sandbox).map_err(SandboxError::Store)?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            SandboxError::Store(PortError::new(ErrorKind::Invalid, "restore", sandbox.as_str(), error.to_string()))
-        })
+        self.parts.store.load(sandbox).map_err(SandboxError::Store)
     }
 
     /// Releases a sandbox, of this process or of one that has died, from its ledger.
@@ -294,11 +306,87 @@ impl ResourceSystem {
             Some(handle) => handle,
             None => {
                 self.registry().forget(sandbox);
-                let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
-                self.reopen(Opening::Cleanup, spec, Facts::default()).await?
+                let (spec, facts) = self.kept(sandbox)?;
+                self.reopen(Opening::Cleanup, spec, facts).await?
             }
         };
         handle.cleanup().await
+    }
+
+    /// Takes over a sandbox that an earlier process has left, if its VM still runs and all that is
+    /// known of it is confirmed by kernel and VMM; releases it from its ledger otherwise. A step in
+    /// which the process died is undone first.
+    ///
+    /// A sandbox of this system is as it is: nothing changes.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unknown`]; [`SandboxError::Store`] names the damaged line of a ledger, or the
+    /// file that somebody else could have written. Nothing was changed.
+    pub async fn recover(&self, sandbox: &SandboxId) -> Result<Recovered, SandboxError> {
+        let why = match self.sandbox(sandbox) {
+            Some(handle) => {
+                let death = handle.supervisor.death();
+                match death {
+                    None => return Ok(Recovered::Adopted(handle)),
+                    Some(death) => death.to_string(),
+                }
+            }
+            None => match self.take_over(sandbox).await? {
+                Ok(handle) => return Ok(Recovered::Adopted(handle)),
+                Err(why) => why,
+            },
+        };
+        tracing::info!(%sandbox, %why, "released, not taken over");
+        Ok(Recovered::Released { report: self.cleanup_sandbox(sandbox).await?, why })
+    }
+
+    /// Takes a sandbox over, or says why it can only be released.
+    async fn take_over(&self, sandbox: &SandboxId) -> Result<Result<SandboxHandle, String>, SandboxError> {
+        let SavedSandbox { spec, progress } = match self.parts.store.load(sandbox) {
+            Ok(saved) => saved,
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                return Ok(Err("it had not come to any step".to_owned()));
+            }
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        if let Some(why) = progress.only_release() {
+            return Ok(Err(why));
+        }
+        let handle = self.reopen(Opening::Adopt, spec, Facts::default()).await?;
+        let adopted = handle.adopt(progress).await;
+        Ok(adopted.map(|_| handle).map_err(|error| error.to_string()))
+    }
+
+    /// [`recover`](Self::recover) of every sandbox that [`list`](Self::list) names, side by side.
+    ///
+    /// # Errors
+    /// [`SandboxError::Store`]: the state directory cannot be read.
+    pub async fn recover_all(&self) -> Result<BTreeMap<SandboxId, Result<Recovered, SandboxError>>, SandboxError> {
+        let each = self.list()?.into_iter().map(|sandbox| async move {
+            let recovered = self.recover(&sandbox).await;
+            (sandbox, recovered)
+        });
+        Ok(futures::future::join_all(each).await.into_iter().collect())
+    }
+
+    /// Ends the threads and leaves every sandbox as it is, to be [recovered](Self::recover) by a
+    /// later system. A step that is being performed is cut off, as if the process had died.
+    pub async fn leave(self) {
+        self.arbiters.stop().await;
+    }
+
+    /// What is kept of a sandbox, or a configuration that a release can do with: what there is to
+    /// release is in the ledger alone.
+    fn kept(&self, sandbox: &SandboxId) -> Result<(SandboxSpec, Facts), SandboxError> {
+        match self.parts.store.load(sandbox) {
+            Ok(saved) => Ok((saved.spec, saved.progress.facts)),
+            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid) => {
+                tracing::warn!(%sandbox, %error, "what was kept of it cannot be used; its ledger is");
+                let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
+                Ok((spec, Facts::default()))
+            }
+            Err(error) => Err(SandboxError::Store(error)),
+        }
     }
 
     pub(crate) async fn reopen(

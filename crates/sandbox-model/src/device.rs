@@ -10,6 +10,7 @@ use crate::{DeviceId, PassedFd};
 
 /// A slot on a bridge of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PciSlot {
     /// Number of the `pci-bridge`, from 0.
     pub bridge: u8,
@@ -75,8 +76,58 @@ pub struct BlockDevice {
     pub serial: Option<String>,
 }
 
+/// Which disk a path leads to, whatever the path is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case", deny_unknown_fields)]
+pub enum DiskIdentity {
+    /// A regular file.
+    File {
+        /// `st_dev` of its file system.
+        device: u64,
+        /// `st_ino`.
+        inode: u64,
+    },
+    /// A block device.
+    Block {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+}
+
+/// What a plugged device is to those who ask for it again: two wishes of one role, other than
+/// [`Plain`](Self::Plain), are the same device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case", deny_unknown_fields)]
+pub enum DeviceRole {
+    /// A disk, plugged in one way at a time.
+    Disk {
+        /// The file itself, whatever its path.
+        identity: DiskIdentity,
+        /// Whether the guest writes.
+        access: Access,
+        /// Format.
+        format: DiskFormat,
+        /// Whether the page cache is bypassed.
+        direct: bool,
+    },
+    /// A PCI function of the host.
+    Function {
+        /// `DDDD:BB:DD.F`.
+        bdf: String,
+        /// Its IOMMU group.
+        group: u32,
+    },
+    /// The guest's vsock: there is one.
+    Vsock,
+    /// Nobody asks for it again (a NIC, the shared directory).
+    Plain,
+}
+
 /// A NIC on a tap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkDevice {
     /// Name of the tap, for people and records.
     pub tap: String,

@@ -50,7 +50,12 @@ impl SandboxDir {
         self.root.join("ledger.jsonl")
     }
 
-    /// What `save` wrote, and `restore` reads.
+    /// What the sandbox was created with, for a later process.
+    pub fn spec(&self) -> PathBuf {
+        self.root.join("spec.json")
+    }
+
+    /// Where the sandbox stands, for a later process: written whenever a step has been committed.
     pub fn saved(&self) -> PathBuf {
         self.root.join("saved.json")
     }

@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Access, DeviceRole, PciSlot};
 use crate::lifecycle::ActorName;
 use crate::{ContainerId, DeviceId, PortError};
 
@@ -72,6 +73,9 @@ pub enum HostObject {
         target: PathBuf,
         /// What is mounted there, for people.
         source: String,
+        /// What makes the mount one of a kind, if several containers may use it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shared: Option<SharedSource>,
     },
     /// A network namespace that we made and bound to a path.
     NetNamespace {
@@ -110,6 +114,10 @@ pub enum HostObject {
         device: DeviceId,
         /// Kind, for people (`block`, `network`).
         kind: String,
+        /// Where it sits.
+        slot: PciSlot,
+        /// What it is to those who ask for it again.
+        role: DeviceRole,
     },
     /// A PCI function bound to vfio-pci.
     VfioBinding {
@@ -135,7 +143,7 @@ impl fmt::Display for HostObject {
         match self {
             Self::Directory { path } => write!(f, "directory {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
-            Self::Mount { target, source } => write!(f, "mount {source} on {}", target.display()),
+            Self::Mount { target, source, .. } => write!(f, "mount {source} on {}", target.display()),
             Self::NetNamespace { path } => write!(f, "network namespace {}", path.display()),
             Self::Tap { namespace, name, .. } => write!(f, "tap {name} in {}", namespace.display()),
             Self::IngressQdisc { namespace, link } => {
@@ -146,12 +154,26 @@ impl fmt::Display for HostObject {
                 Some(path) => write!(f, "cgroup {}", path.display()),
                 None => f.write_str("cgroup"),
             },
-            Self::VmDevice { device, kind } => write!(f, "{kind} device {device}"),
+            Self::VmDevice { device, kind, .. } => write!(f, "{kind} device {device}"),
             Self::VfioBinding { bdf, .. } => write!(f, "vfio binding of {bdf}"),
             Self::Hold { object } => write!(f, "hold on {object}"),
             Self::ResourceShare { container } => write!(f, "resource share of {container}"),
         }
     }
+}
+
+/// What a shared volume shows: two wishes that agree in it use one mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedSource {
+    /// `st_dev` of the source.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// The mount through which it was reached.
+    pub mount_id: u64,
+    /// Whether the guest may write.
+    pub access: Access,
 }
 
 /// What the kernel said of the object when it was made.

@@ -14,6 +14,7 @@
 //! * [`status`]: what a reader sees without waiting.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod config;
 pub mod device;
 pub mod error;

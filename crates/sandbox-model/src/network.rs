@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// An address with its prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IpNet {
     /// The address.
     pub address: IpAddr,
@@ -122,6 +123,7 @@ pub struct NetworkRequest {
 
 /// An interface as the guest shall see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestInterface {
     /// Its name in the guest.
     pub name: String,
@@ -139,6 +141,7 @@ pub struct GuestInterface {
 
 /// A route as the guest shall have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestRoute {
     /// Destination; `None` is the default route.
     pub destination: Option<IpNet>,
@@ -160,6 +163,7 @@ pub struct GuestRoute {
 
 /// A permanent neighbour entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestNeighbor {
     /// The neighbour's address.
     pub address: IpAddr,
@@ -175,6 +179,7 @@ pub struct GuestNeighbor {
 
 /// All that the guest must be told, in the order interfaces, neighbours, routes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestNetwork {
     /// Interfaces.
     pub interfaces: Vec<GuestInterface>,

@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Top(TopArgs),
     /// Undo what a sandbox has left behind
     Cleanup(CleanupArgs),
+    /// Bring what dead processes have left to order: keep what runs, undo the rest
+    Recover(RecoverArgs),
     /// Work with recorded traces
     #[command(subcommand)]
     Trace(TraceCommand),
@@ -162,6 +164,21 @@ pub(crate) struct CleanupArgs {
     /// Every sandbox whose process is gone
     #[arg(long, conflicts_with = "id")]
     pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Which sandboxes
+    #[arg(required_unless_present = "all")]
+    pub(crate) ids: Vec<SandboxId>,
+    /// Every sandbox whose process is gone
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) all: bool,
+    /// Undo what runs, too
+    #[arg(long)]
+    pub(crate) release: bool,
     #[command(flatten)]
     pub(crate) json: Json,
 }

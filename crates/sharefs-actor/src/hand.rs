@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sandbox_model::device::Access;
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{Entry, EntryId, HostObject, Identity, Journal, Scope, Undone};
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Identity, Journal, Scope, SharedSource, Undone};
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult, SandboxId};
 
 use crate::host::{
@@ -14,6 +14,7 @@ use crate::host::{
 };
 use crate::messages::SetUpShare;
 use crate::names::Place;
+use crate::shares::ShareKey;
 
 /// What a future of this actor owns.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub(crate) struct Manner {
     pub(crate) scope: Scope,
     pub(crate) access: Access,
     pub(crate) set_id: SetId,
+    /// Of a volume, which several containers may use.
+    pub(crate) key: Option<ShareKey>,
 }
 
 impl Hand {
@@ -55,7 +58,7 @@ impl Hand {
     pub(crate) async fn export(&self, deadline: Instant) -> PortResult<EntryId> {
         let (from, to) = (self.dir.share_rw(), self.dir.share_ro());
         let request = Export { from: self.below(&from)?, to: self.below(&to)? };
-        let object = HostObject::Mount { target: to, source: from.display().to_string() };
+        let object = HostObject::Mount { target: to, source: from.display().to_string(), shared: None };
         let make = |_| async move {
             let mounted = self.host.export(request, deadline).await?;
             Ok(((), Identity::Mount { mount_id: mounted.mount_id }))
@@ -73,7 +76,8 @@ impl Hand {
         manner: Manner,
         deadline: Instant,
     ) -> PortResult<Vec<EntryId>> {
-        let Manner { scope, access, set_id } = manner;
+        let Manner { scope, access, set_id, key } = manner;
+        let shared = key.map(SharedSource::from);
         let placeholder = self.dir.share_rw().join(place.path());
         let first = match source.kind {
             SourceKind::Directory => self.directory(scope.clone(), &placeholder, deadline).await?,
@@ -81,7 +85,7 @@ impl Hand {
         };
         let target = self.dir.share_ro().join(place.path());
         let at = self.below(&target)?;
-        let object = HostObject::Mount { target, source: source.path.display().to_string() };
+        let object = HostObject::Mount { target, source: source.path.display().to_string(), shared };
         let make = |_| async move {
             let mounted = self.host.attach(Attach { at, source, access, set_id }, deadline).await?;
             Ok(((), Identity::Mount { mount_id: mounted.mount_id }))
@@ -116,7 +120,7 @@ impl Hand {
         Ok((vec![socket, entry], daemon))
     }
 
-    fn tag(&self, entry: EntryId) -> String {
+    pub(crate) fn tag(&self, entry: EntryId) -> String {
         format!("{}/{}", self.sandbox, entry.0)
     }
 
@@ -133,7 +137,7 @@ impl Hand {
             HostObject::File { path } => {
                 self.host.remove_file(Remove { at: self.below(path)?, made: inode(entry) }, deadline).await
             }
-            HostObject::Mount { target, source } => {
+            HostObject::Mount { target, source, .. } => {
                 let mount_id = match entry.identity {
                     Some(Identity::Mount { mount_id }) => Some(mount_id),
                     _ => None,

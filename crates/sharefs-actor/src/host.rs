@@ -147,6 +147,24 @@ pub struct Detach {
     pub source: PathBuf,
 }
 
+/// Asks what is at some names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    /// The sandbox's directory, absolute.
+    pub dir: PathBuf,
+    /// Relative to it, without `..`.
+    pub paths: Vec<PathBuf>,
+}
+
+/// What is at a name; if something is mounted on it, its root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Which file or directory.
+    pub inode: Inode,
+    /// The mount that it lies on.
+    pub mount_id: u64,
+}
+
 /// Starts the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartDaemon {
@@ -228,6 +246,8 @@ port! {
         fn attach(Attach) -> Mounted;
         /// Takes a mount away, and with it what is mounted inside; no file is touched.
         fn detach(Detach) -> ();
+        /// What is at each of some names; none where there is nothing.
+        fn look(Look) -> Vec<Option<Seen>>;
         /// Starts the daemon and waits until it listens.
         fn start_daemon(StartDaemon) -> Daemon;
         /// Takes hold of the daemon after a crash of ours. Ended already, or its pid somebody

@@ -3,7 +3,7 @@
 //! It owns the sandbox's shared directory, the virtiofsd that exports it, and every bind mount in it.
 //!
 //! Messages: [`SetUpShare`], [`VerifyShare`] (after the VMM has connected), [`ShareRootfs`],
-//! [`ShareVolume`], [`UndoShares`].
+//! [`ShareVolume`], [`AdoptShares`], [`UndoShares`].
 //!
 //! Host objects, all below the sandbox's directory:
 //!
@@ -25,6 +25,7 @@ mod host;
 mod linux;
 mod messages;
 mod names;
+mod rebuild;
 mod serve;
 mod shares;
 

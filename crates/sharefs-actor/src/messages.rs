@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use actor_shell::Request;
+use sandbox_model::adopt::{AdoptError, Confirmed};
 use sandbox_model::config::VirtioFsCache;
 use sandbox_model::device::{Access, ShareFsDevice};
-use sandbox_model::ledger::{Undo, UndoReport};
+use sandbox_model::ledger::{Entry, Undo, UndoReport};
 use sandbox_model::request::SandboxBindMount;
 use sandbox_model::{ContainerId, PortError};
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,18 @@ impl Request for ShareRootfs {
 impl Request for ShareVolume {
     type Reply = Result<SharedPath, ShareFsError>;
     const NAME: &'static str = "ShareVolume";
+}
+
+/// Takes over the shared directory of a sandbox that an earlier process has left running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdoptShares {
+    /// The actor's live entries, oldest first.
+    pub entries: Vec<Entry>,
+}
+
+impl Request for AdoptShares {
+    type Reply = Result<Confirmed, AdoptError>;
+    const NAME: &'static str = "AdoptShares";
 }
 
 /// Undoes what the ledger says this actor made.

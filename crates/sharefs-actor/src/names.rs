@@ -40,6 +40,19 @@ impl Place {
         Self::passthrough().join(&format!("sandbox-{serial:08x}-{}", base_of(destination)))
     }
 
+    /// A place as the ledger has it.
+    pub(crate) fn from_ledger(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Whether a path relative to the shared directory is a volume's, as [`volume`](Self::volume)
+    /// makes them.
+    pub(crate) fn is_volume(path: &Path) -> bool {
+        let name = path.strip_prefix(PASSTHROUGH).ok().and_then(Path::to_str);
+        let serial = name.and_then(|name| name.strip_prefix("sandbox-")?.split_once('-')).map(|(serial, _)| serial);
+        serial.is_some_and(|serial| serial.len() == 8 && serial.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
     /// A name below this one.
     pub(crate) fn join(&self, name: &str) -> Self {
         Self(self.0.join(name))

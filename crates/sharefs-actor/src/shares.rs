@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use sandbox_model::ContainerId;
 use sandbox_model::device::Access;
-use sandbox_model::ledger::EntryId;
+use sandbox_model::ledger::{EntryId, SharedSource};
 
 use crate::host::Inode;
 use crate::names::Place;
@@ -21,6 +21,20 @@ pub(crate) struct ShareKey {
     pub mount_id: u64,
     /// Whether the guest may write.
     pub access: Access,
+}
+
+impl From<ShareKey> for SharedSource {
+    fn from(key: ShareKey) -> Self {
+        let Inode { device, inode } = key.source;
+        Self { device, inode, mount_id: key.mount_id, access: key.access }
+    }
+}
+
+impl From<SharedSource> for ShareKey {
+    fn from(shared: SharedSource) -> Self {
+        let source = Inode { device: shared.device, inode: shared.inode };
+        Self { source, mount_id: shared.mount_id, access: shared.access }
+    }
 }
 
 /// One shared source.

@@ -63,6 +63,7 @@ impl CgroupHost for SimulatedCgroupHost {
         if request.joint_parent || self.world.identity(CGROUP, &leaf.display().to_string()).is_none() {
             survey.missing.push(leaf.clone());
         }
+        survey.inodes.push(self.world.identity(CGROUP, &leaf.display().to_string()));
         let (directories, hierarchies) = (vec![leaf], Live::absent());
         survey.group = Group { path: request.path, directories, mode: CgroupMode::V1, hierarchies };
         Ok(survey)

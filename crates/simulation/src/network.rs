@@ -129,8 +129,10 @@ impl NetworkHost for SimulatedNetwork {
             return Err(PortError::new(kind, "setns", path, "simulated: no namespace"));
         };
         let mut opened = OpenedNamespace { identity: Inode { device: 0, inode }, ..OpenedNamespace::default() };
-        if let Want::Endpoints { queue_pairs } = request.want {
+        if request.want != Want::Socket {
             opened.view = self.view(&request.path, inode);
+        }
+        if let Want::Endpoints { queue_pairs } = request.want {
             let taps = endpoints::usable(&opened.view, &mut Vec::new()).len();
             opened.tuns = vec![PassedFd::absent(); taps * usize::from(queue_pairs)];
         }

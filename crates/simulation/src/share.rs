@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 use sharefs_actor::{
-    AdoptDaemon, AdoptedDaemon, Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost,
-    Source, SourceKind, StartDaemon, VerifyDaemon,
+    AdoptDaemon, AdoptedDaemon, Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Look, Mounted, Remove, Seen,
+    ShareFsHost, Source, SourceKind, StartDaemon, VerifyDaemon,
 };
 
 use crate::World;
@@ -47,6 +47,12 @@ impl SimulatedShareFs {
             }
             _ => self.world.remove(operation, kind, &name),
         }
+    }
+
+    /// A mount whose mount point is seen through the exported directory.
+    fn mounted(&self, at: &Path) -> Option<Seen> {
+        let mount_id = self.world.identity(MOUNT, &text(at))?;
+        Some(Seen { inode: Inode { device: DEVICE, inode: mount_id }, mount_id })
     }
 
     /// A directory that holds something is not removed.
@@ -103,6 +109,19 @@ impl ShareFsHost for SimulatedShareFs {
 
     async fn detach(&self, request: Detach, _: Instant) -> PortResult<()> {
         self.remove("umount2", MOUNT, &request.at, request.mount_id)
+    }
+
+    async fn look(&self, request: Look, _: Instant) -> PortResult<Vec<Option<Seen>>> {
+        let seen = |path: &PathBuf| {
+            let name = text(&request.dir.join(path));
+            let mount = self.world.identity(MOUNT, &name);
+            let below = self.world.identity(DIRECTORY, &name).or_else(|| self.world.identity(FILE, &name));
+            let inode = Inode { device: DEVICE, inode: below? };
+            Some(Seen { inode, mount_id: mount.unwrap_or_default() })
+        };
+        // What lies on the exported mount is what lies below it, with the mounts on top.
+        let exported = |path: &PathBuf| seen(path).or_else(|| self.mounted(&request.dir.join(path)));
+        Ok(request.paths.iter().map(exported).collect())
     }
 
     async fn start_daemon(&self, request: StartDaemon, _: Instant) -> PortResult<Daemon> {
@@ -172,6 +191,10 @@ impl ShareFsHost for RealMountsSimulatedDaemon {
 
     async fn detach(&self, request: Detach, deadline: Instant) -> PortResult<()> {
         self.mounts.detach(request, deadline).await
+    }
+
+    async fn look(&self, request: Look, deadline: Instant) -> PortResult<Vec<Option<Seen>>> {
+        self.mounts.look(request, deadline).await
     }
 
     async fn start_daemon(&self, request: StartDaemon, _: Instant) -> PortResult<Daemon> {

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use resource_actors::ledger::{LedgerTable, LineLedger, Lines, SandboxStore, read};
+use resource_actors::supervisor::Progress;
+use resource_actors::{SandboxSpec, SavedSandbox};
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{EntryId, LEDGER_VERSION, Ledger, Record, UndoItem, UndoReport, Undone};
 use sandbox_model::lifecycle::ActorName;
@@ -39,12 +41,14 @@ struct OnDisk {
 }
 
 /// What there is of one sandbox.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
     /// The ledger's file.
     pub ledger: String,
+    /// What it was created with.
+    pub spec: Option<SandboxSpec>,
     /// What `save` wrote.
-    pub saved: Option<Vec<u8>>,
+    pub saved: Option<Progress>,
 }
 
 impl SimulatedStore {
@@ -103,7 +107,8 @@ impl SandboxStore for SimulatedStore {
         &self.state_dir
     }
 
-    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+    fn create(&self, spec: &SandboxSpec) -> PortResult<Rc<dyn Ledger>> {
+        let sandbox = &spec.id;
         let (before, after) = self.word(sandbox, "create");
         before?;
         if self.disk().contains_key(sandbox) {
@@ -112,7 +117,7 @@ impl SandboxStore for SimulatedStore {
         let header = Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot: BOOT.to_owned() };
         let header = serde_json::to_string(&header)
             .map_err(|error| PortError::new(ErrorKind::Invalid, "record", "ledger", error.to_string()))?;
-        let kept = Kept { ledger: header + "\n", saved: None };
+        let kept = Kept { ledger: header + "\n", spec: Some(spec.clone()), saved: None };
         self.disk().insert(sandbox.clone(), OnDisk { kept, ..OnDisk::default() });
         after?;
         Ok(self.ledger(sandbox, LedgerTable::default()))
@@ -132,19 +137,22 @@ impl SandboxStore for SimulatedStore {
         Ok(self.ledger(sandbox, table))
     }
 
-    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
+    fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()> {
         let (before, after) = self.word(sandbox, "save");
         before?;
         match self.disk().get_mut(sandbox) {
-            Some(on_disk) => on_disk.kept.saved = Some(state.to_vec()),
+            Some(on_disk) => on_disk.kept.saved = Some(progress),
             None => return Err(PortError::new(ErrorKind::NotFound, "save", sandbox.as_str(), "simulated: not there")),
         }
         after
     }
 
-    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
+    fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox> {
         let absent = || PortError::new(ErrorKind::NotFound, "load", sandbox.as_str(), "simulated: nothing was saved");
-        self.disk().get(sandbox).and_then(|on_disk| on_disk.kept.saved.clone()).ok_or_else(absent)
+        let disk = self.disk();
+        let kept = &disk.get(sandbox).ok_or_else(absent)?.kept;
+        let (spec, progress) = kept.spec.clone().zip(kept.saved.clone()).ok_or_else(absent)?;
+        Ok(SavedSandbox { spec, progress })
     }
 
     fn destroy(&self, sandbox: &SandboxId) -> UndoReport {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use actor_shell::{Address, Ask, CurrentCause, Identity, NoTrace};
 use device_actor::{AttachDevice, DeviceActor, UndoDevices};
 use hypervisor::FIRST_BRIDGE_SLOT;
+use resource_actors::SandboxSpec;
 use resource_actors::ledger::{MemoryStore, SandboxStore};
+use sandbox_model::config::SandboxConfig;
 use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat};
 use sandbox_model::ledger::{Journal, Ledger, Scope, Undo, VmFate};
 use sandbox_model::lifecycle::ActorName;
@@ -35,7 +37,8 @@ impl Lab {
     fn new() -> Self {
         let world = Arc::new(World::new());
         let sandbox = SandboxId::new("bench").expect("a literal id");
-        let ledger = MemoryStore::new("/run/bench").create(&sandbox).expect("nothing of that name is there");
+        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
+        let ledger = MemoryStore::new("/run/bench").create(&spec).expect("nothing of that name is there");
         let domain = DeviceActor::new(
             Journal::new(ledger.clone(), ActorName::Device),
             Arc::new(SimulatedVmm::new(world.clone(), sandbox.clone())),

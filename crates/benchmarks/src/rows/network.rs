@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use actor_shell::{Address, Ask, CurrentCause, Identity, NoTrace};
 use network_actor::{LinuxNetworkHost, NetworkActor, SetUpNetwork, UndoNetwork};
+use resource_actors::SandboxSpec;
 use resource_actors::ledger::{MemoryStore, SandboxStore};
 use sandbox_model::SandboxId;
+use sandbox_model::config::SandboxConfig;
 use sandbox_model::ledger::{Journal, Ledger, Undo, VmFate};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::network::{InterworkingModel, NetworkRequest, NetworkSource};
@@ -29,7 +31,8 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let sandbox = SandboxId::new("bench").expect("a literal id");
-        let ledger = MemoryStore::new("/run/bench").create(&sandbox).expect("nothing of that name is there");
+        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
+        let ledger = MemoryStore::new("/run/bench").create(&spec).expect("nothing of that name is there");
         let journal = Journal::new(ledger.clone(), ActorName::Network);
         let domain = NetworkActor::new(journal, Arc::new(LinuxNetworkHost::new()), sandbox.clone());
         let (sink, cause) = (Arc::new(NoTrace), CurrentCause::default());

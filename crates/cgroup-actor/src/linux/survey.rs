@@ -104,6 +104,7 @@ impl<'a> Search<'a> {
             missing.extend(added);
         }
         self.survey.missing.extend(missing.into_iter().rev().map(Path::to_owned));
+        self.survey.inodes.push(rustix::fs::lstat(&leaf).ok().map(|found| found.st_ino));
         self.survey.group.directories.push(leaf);
     }
 }

@@ -1,5 +1,6 @@
 //! How each message is performed.
 
+mod adopt;
 mod cpuset;
 mod create;
 mod place;

@@ -1,7 +1,7 @@
 //! `AttachDevice`, and plugging as all messages do it.
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
-use sandbox_model::device::{BlockDevice, DeviceConfig, PciPath, PlacedDevice};
+use sandbox_model::device::{BlockDevice, DeviceConfig, DeviceRole, PciPath, PlacedDevice};
 use sandbox_model::ledger::{HostObject, Identity, Scope};
 use sandbox_model::{DeviceId, ErrorKind, Outcome, PassedFd, PortError, PortResult};
 
@@ -101,12 +101,13 @@ impl Bench {
         disk: PassedFd,
     ) -> Result<AttachedDevice, DeviceError> {
         let kind = config.kind().to_owned();
+        let role = role(&config, key.as_ref());
         let reserved = self.draft.borrow_mut().reserve(&config, key);
         let Some((id, slot)) = reserved else {
             let slots = *self.draft.borrow().view().slots();
             return Err(DeviceError::NoFreeSlot { slots: slots.total(), bridges: slots.bridges() });
         };
-        let object = HostObject::VmDevice { device: id.clone(), kind: kind.clone() };
+        let object = HostObject::VmDevice { device: id.clone(), kind: kind.clone(), slot, role };
         let placed = PlacedDevice { id: id.clone(), slot, config, disk };
         // Nothing is awaited between taking the slot and the ledger's intent: cut off anywhere, a
         // doubtful device always has an entry by which an undo settles it.
@@ -150,6 +151,19 @@ impl Bench {
         self.clients.journal.note(scope.clone(), HostObject::Hold { object: id.to_string() })?;
         self.draft.borrow_mut().note(Change::Held(id.clone(), scope.clone()));
         Ok(())
+    }
+}
+
+/// What the ledger keeps of a device, so that a later process knows it again.
+fn role(config: &DeviceConfig, key: Option<&DeviceKey>) -> DeviceRole {
+    match (config, key) {
+        (DeviceConfig::Block(block), Some(DeviceKey::Disk(identity))) => {
+            let BlockDevice { access, format, direct, .. } = block;
+            DeviceRole::Disk { identity: *identity, access: *access, format: *format, direct: *direct }
+        }
+        (DeviceConfig::Vfio(function), _) => DeviceRole::Function { bdf: function.bdf.clone(), group: function.group },
+        (DeviceConfig::Vsock(_), _) => DeviceRole::Vsock,
+        _ => DeviceRole::Plain,
     }
 }
 

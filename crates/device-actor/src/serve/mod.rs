@@ -1,5 +1,6 @@
 //! How each message is performed.
 
+mod adopt;
 mod attach;
 mod oci;
 mod undo;

@@ -35,8 +35,10 @@ pub(super) fn open(request: &OpenNamespace) -> PortResult<OpenedNamespace> {
     })?;
     let socket = netlink::open()?;
     let mut opened = OpenedNamespace { identity, ..OpenedNamespace::default() };
-    if let Want::Endpoints { queue_pairs } = request.want {
+    if request.want != Want::Socket {
         opened.view = dump::view(&socket)?;
+    }
+    if let Want::Endpoints { queue_pairs } = request.want {
         let taps = endpoints::usable(&opened.view, &mut Vec::new()).len();
         opened.tuns = open_tuns(taps * usize::from(queue_pairs))?;
     }

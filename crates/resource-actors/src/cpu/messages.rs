@@ -2,12 +2,13 @@
 
 use actor_shell::Request;
 use oci_spec::runtime::LinuxResources;
-use sandbox_model::ledger::{Undo, UndoReport};
+use sandbox_model::adopt::{AdoptError, Confirmed};
+use sandbox_model::ledger::{Entry, Undo, UndoReport};
 use sandbox_model::request::ResourceUpdate;
 use sandbox_model::{ContainerId, PortError};
 use serde::{Deserialize, Serialize};
 
-use super::Base;
+use super::{Base, Shares};
 
 /// Tells what the VM was started with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,6 +93,24 @@ impl Request for BaseIs {
 impl Request for ResizeFor {
     type Reply = Result<Sized, CpuError>;
     const NAME: &'static str = "ResizeFor";
+}
+
+/// Takes over the sizing of a VM that an earlier process has left running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdoptCpu {
+    /// The actor's live entries, oldest first.
+    pub entries: Vec<Entry>,
+    /// The VM's size at boot and the limits of its growth.
+    pub base: Base,
+    /// The containers' shares.
+    pub shares: Shares,
+    /// The VM's size now, as the VMM reports it.
+    pub now: Sized,
+}
+
+impl Request for AdoptCpu {
+    type Reply = Result<Confirmed, AdoptError>;
+    const NAME: &'static str = "AdoptCpu";
 }
 
 /// Undoes what the ledger says this actor made.

@@ -44,6 +44,11 @@ impl CpuActor {
         Self { clients, base: None, shares: Shares::default(), now: Sized::default() }
     }
 
+    /// Takes over a VM of another life.
+    pub(super) fn take_over(&mut self, base: Base, shares: Shares, now: Sized) {
+        (self.base, self.shares, self.now) = (Some(base), shares, now);
+    }
+
     fn planned(&self, request: &ResizeFor) -> Result<(Shares, Base), CpuError> {
         let base = self.base.clone().ok_or(CpuError::NotStarted)?;
         let container = &request.container;

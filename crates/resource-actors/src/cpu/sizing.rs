@@ -13,6 +13,7 @@ use super::CpuError;
 
 /// What the VM was started with and may grow to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Base {
     /// `default_vcpus`.
     pub vcpus: f32,
@@ -30,6 +31,7 @@ pub struct Base {
 
 /// What one container asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Share {
     /// CFS quota in µs for each period; `None` or negative is no limit.
     pub quota_us: Option<i64>,
@@ -95,6 +97,7 @@ fn parse_cpus(text: &str) -> Result<BTreeSet<u32>, CpuError> {
 
 /// The shares of all containers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Shares {
     of: BTreeMap<ContainerId, Share>,
 }
@@ -125,6 +128,14 @@ impl Shares {
     pub fn without(&self, container: &ContainerId) -> Self {
         let mut next = self.clone();
         next.of.remove(container);
+        next
+    }
+
+    /// The containers of the set of which `test` says yes.
+    #[must_use]
+    pub fn only(&self, test: impl Fn(&ContainerId) -> bool) -> Self {
+        let mut next = self.clone();
+        next.of.retain(|container, _| test(container));
         next
     }
 

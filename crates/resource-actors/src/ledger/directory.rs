@@ -5,16 +5,21 @@
 //! microseconds and are made on the actors' own thread.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{LEDGER_VERSION, Ledger, Record, UndoItem, UndoReport, Undone};
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use super::files::{NOFOLLOW, check_directory, read_text, read_whole, replace};
 use super::{DIRECTORY_ENTRY, LedgerTable, LineLedger, Lines, SandboxStore, read};
+use crate::supervisor::{Progress, SAVED_VERSION, SavedSandbox};
+use crate::system::SandboxSpec;
 
 /// The largest ledger that is read: a sandbox has hundreds of objects, not millions.
 const LEDGER_BYTES_MAX: u64 = 64 << 20;
@@ -62,7 +67,7 @@ impl DirectoryStore {
     fn make_state_dir(&self) -> PortResult<()> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.state_dir);
         made.map_err(|error| PortError::os("mkdir", self.state_dir.display().to_string(), error))?;
-        check_owned(&self.state_dir)
+        check_directory(&self.state_dir)
     }
 }
 
@@ -90,8 +95,8 @@ impl SandboxStore for DirectoryStore {
         &self.state_dir
     }
 
-    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
-        let dir = self.dir(sandbox);
+    fn create(&self, spec: &SandboxSpec) -> PortResult<Rc<dyn Ledger>> {
+        let dir = self.dir(&spec.id);
         self.make_sandbox_dir(&dir)?;
         let created = (|| {
             let path = dir.ledger();
@@ -99,20 +104,20 @@ impl SandboxStore for DirectoryStore {
             let file = file.map_err(|error| PortError::os("open", path.display().to_string(), error))?;
             let ledger = LineLedger::new(LedgerFile { file, path, whole: 0 }, LedgerTable::default());
             let boot = boot_id()?;
-            ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot })?;
+            ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: spec.id.clone(), boot })?;
+            replace(&dir.spec(), &written(&dir.spec(), &KeptSpec { version: SAVED_VERSION, spec: spec.clone() })?)?;
             Ok(Rc::new(ledger) as Rc<dyn Ledger>)
         })();
         if created.is_err() {
             // Nothing is in it but what this function has just made.
-            let _ = fs::remove_file(dir.ledger());
-            let _ = fs::remove_dir(dir.root());
+            let _ = remove_own(&dir);
         }
         created
     }
 
     fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
         let dir = self.dir(sandbox);
-        check_owned(dir.root())?;
+        check_directory(dir.root())?;
         let path = dir.ledger();
         let shown = path.display().to_string();
         // A crash may have come before the first record, or after the ledger had gone and before its
@@ -120,9 +125,7 @@ impl SandboxStore for DirectoryStore {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600).custom_flags(NOFOLLOW);
         let mut file = options.open(&path).map_err(|error| PortError::os("open", &shown, error))?;
-        let mut text = String::new();
-        let length = Read::by_ref(&mut file).take(LEDGER_BYTES_MAX).read_to_string(&mut text);
-        length.map_err(|error| PortError::os("read", &shown, error))?;
+        let text = read_text(&mut file, &path, LEDGER_BYTES_MAX)?;
         let (table, same_boot) = read(&text, sandbox, &boot_id()?).map_err(|(line, violation)| {
             PortError::new(ErrorKind::Invalid, "read", format!("{shown} line {line}"), violation.to_string())
         })?;
@@ -139,25 +142,25 @@ impl SandboxStore for DirectoryStore {
         Ok(Rc::new(ledger))
     }
 
-    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
+    fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()> {
         let path = self.dir(sandbox).saved();
-        let new = path.with_extension("json.new");
-        let failed = |operation: &str, error| PortError::os(operation, path.display().to_string(), error);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(NOFOLLOW)
-            .open(&new)
-            .map_err(|error| failed("open", error))?;
-        file.write_all(state).map_err(|error| failed("write", error))?;
-        fs::rename(&new, &path).map_err(|error| failed("rename", error))
+        replace(&path, &written(&path, &progress)?)
     }
 
-    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
-        let path = self.dir(sandbox).saved();
-        fs::read(&path).map_err(|error| PortError::os("read", path.display().to_string(), error))
+    fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox> {
+        let dir = self.dir(sandbox);
+        check_directory(dir.root())?;
+        let kept: KeptSpec = understood(&dir.spec())?;
+        let progress: Progress = understood(&dir.saved())?;
+        for (path, version) in [(dir.spec(), kept.version), (dir.saved(), progress.version)] {
+            if version != SAVED_VERSION {
+                return Err(invalid(&path, format!("version {version} is not {SAVED_VERSION}")));
+            }
+        }
+        if kept.spec.id != *sandbox {
+            return Err(invalid(&dir.spec(), format!("it belongs to sandbox {}", kept.spec.id)));
+        }
+        Ok(SavedSandbox { spec: kept.spec, progress })
     }
 
     fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
@@ -195,12 +198,32 @@ impl SandboxStore for DirectoryStore {
     }
 }
 
-/// `O_NOFOLLOW` of Linux on x86-64 and most others (asm-generic/fcntl.h).
-const NOFOLLOW: i32 = 0o400_000;
+/// The largest file of a sandbox's own that is read besides its ledger.
+const SAVED_BYTES_MAX: u64 = 16 << 20;
+
+/// What a sandbox was created with, as its file says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptSpec {
+    version: u32,
+    spec: SandboxSpec,
+}
+
+fn invalid(path: &Path, cause: String) -> PortError {
+    PortError::new(ErrorKind::Invalid, "read", path.display().to_string(), cause)
+}
+
+fn written<T: Serialize>(path: &Path, value: &T) -> PortResult<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| invalid(path, error.to_string()))
+}
+
+fn understood<T: DeserializeOwned>(path: &Path) -> PortResult<T> {
+    serde_json::from_str(&read_whole(path, SAVED_BYTES_MAX)?).map_err(|error| invalid(path, error.to_string()))
+}
 
 /// Names in a sandbox's directory that are not the ledger's own.
 fn strangers(dir: &SandboxDir) -> PortResult<Vec<String>> {
-    let ours = [dir.ledger(), dir.saved(), dir.saved().with_extension("json.new")];
+    let ours = own_files(dir);
     let entries = fs::read_dir(dir.root());
     let entries = entries.map_err(|error| PortError::os("readdir", dir.root().display().to_string(), error))?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -208,8 +231,14 @@ fn strangers(dir: &SandboxDir) -> PortResult<Vec<String>> {
     Ok(strange.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
 }
 
+/// The ledger is the last: as long as it is there, a later clean-up finds the sandbox.
+fn own_files(dir: &SandboxDir) -> [PathBuf; 5] {
+    let (spec, saved) = (dir.spec(), dir.saved());
+    [saved.with_extension("json.new"), saved, spec.with_extension("json.new"), spec, dir.ledger()]
+}
+
 fn remove_own(dir: &SandboxDir) -> PortResult<()> {
-    for path in [dir.saved(), dir.saved().with_extension("json.new"), dir.ledger()] {
+    for path in own_files(dir) {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(PortError::os("unlink", path.display().to_string(), error));
@@ -218,23 +247,6 @@ fn remove_own(dir: &SandboxDir) -> PortResult<()> {
         }
     }
     fs::remove_dir(dir.root()).map_err(|error| PortError::os("rmdir", dir.root().display().to_string(), error))
-}
-
-/// Refuses a directory that somebody else could have prepared for us.
-fn check_owned(path: &Path) -> PortResult<()> {
-    let shown = path.display().to_string();
-    let found = fs::symlink_metadata(path).map_err(|error| PortError::os("stat", &shown, error))?;
-    let me = fs::metadata("/proc/self").map_err(|error| PortError::os("stat", "/proc/self", error))?;
-    let wrong = if !found.is_dir() {
-        "it is not a directory"
-    } else if found.uid() != me.uid() {
-        "it belongs to another user"
-    } else if found.mode() & 0o022 != 0 {
-        "others may write to it; it must have mode 0700"
-    } else {
-        return Ok(());
-    };
-    Err(PortError::new(ErrorKind::Denied, "use directory", shown, wrong))
 }
 
 fn boot_id() -> PortResult<String> {
@@ -246,8 +258,25 @@ fn boot_id() -> PortResult<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandbox_model::ledger::{HostObject, Identity, Scope};
-    use sandbox_model::lifecycle::ActorName;
+    use crate::supervisor::{Facts, OpenStep};
+    use sandbox_model::config::SandboxConfig;
+    use sandbox_model::ledger::{EntryId, HostObject, Identity, Scope};
+    use sandbox_model::lifecycle::{ActorName, LifecycleState};
+
+    fn spec(name: &str) -> SandboxSpec {
+        SandboxSpec { id: SandboxId::new(name).unwrap(), config: SandboxConfig::default(), cgroups_path: None }
+    }
+
+    fn progress() -> Progress {
+        let facts = Facts::default();
+        Progress {
+            version: SAVED_VERSION,
+            state: LifecycleState::Running,
+            committed: EntryId(3),
+            open: Some(OpenStep::Cleanup),
+            facts,
+        }
+    }
 
     fn process() -> HostObject {
         HostObject::Process { program: "x".into() }
@@ -258,11 +287,11 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let store = DirectoryStore::new(temporary.path().join("state"));
         let id = SandboxId::new("one").unwrap();
-        let ledger = store.create(&id).unwrap();
+        let ledger = store.create(&spec("one")).unwrap();
         let entry = ledger.intend(ActorName::Network, Scope::Sandbox, process()).unwrap();
         ledger.append(Record::Done { entry, identity: Identity::Named }).unwrap();
         ledger.intend(ActorName::Device, Scope::Sandbox, process()).unwrap();
-        assert_eq!(store.create(&id).unwrap_err().kind, ErrorKind::Exists);
+        assert_eq!(store.create(&spec("one")).unwrap_err().kind, ErrorKind::Exists);
         drop(ledger);
 
         let path = SandboxDir::new(store.state_dir(), &id).ledger();
@@ -283,7 +312,7 @@ mod tests {
         let id = SandboxId::new("one").unwrap();
         assert_eq!(store.open(&id).unwrap_err().kind, ErrorKind::NotFound);
         for left in [None, Some(""), Some("{\"record\":\"hea")] {
-            drop(store.create(&id).unwrap());
+            drop(store.create(&spec("one")).unwrap());
             let path = SandboxDir::new(store.state_dir(), &id).ledger();
             match left {
                 None => fs::remove_file(&path).unwrap(),
@@ -305,9 +334,8 @@ mod tests {
         let store = DirectoryStore::new(temporary.path());
         fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let id = SandboxId::new("one").unwrap();
-        store.create(&id).unwrap();
-        store.save(&id, b"{}").unwrap();
-        assert_eq!(store.load(&id).unwrap(), b"{}");
+        store.create(&spec("one")).unwrap();
+        store.save(&id, progress()).unwrap();
         let stranger = temporary.path().join("one/stranger");
         fs::write(&stranger, "data").unwrap();
         assert!(!store.destroy(&id).is_clean());
@@ -323,7 +351,45 @@ mod tests {
     fn a_state_directory_of_others_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
         fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        let error = DirectoryStore::new(temporary.path()).create(&SandboxId::new("one").unwrap()).unwrap_err();
+        let error = DirectoryStore::new(temporary.path()).create(&spec("one")).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Denied);
+    }
+
+    #[test]
+    fn what_was_kept_is_read_back_and_nothing_else_is_believed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::new(temporary.path().join("state"));
+        let id = SandboxId::new("one").unwrap();
+        store.create(&spec("one")).unwrap();
+        assert_eq!(store.load(&id).unwrap_err().kind, ErrorKind::NotFound);
+        store.save(&id, progress()).unwrap();
+        let dir = SandboxDir::new(store.state_dir(), &id);
+        let good = fs::read_to_string(dir.saved()).unwrap();
+        assert_eq!(store.load(&id).unwrap(), SavedSandbox { spec: spec("one"), progress: progress() });
+        for (bad, kind) in [
+            (good.replace("\"version\":1", "\"version\":2"), ErrorKind::Invalid),
+            (good.replacen('{', "{\"more\":1,", 1), ErrorKind::Invalid),
+            (good[..good.len() / 2].to_owned(), ErrorKind::Invalid),
+        ] {
+            fs::write(dir.saved(), bad).unwrap();
+            assert_eq!(store.load(&id).unwrap_err().kind, kind);
+        }
+        fs::write(dir.saved(), &good).unwrap();
+        let foreign = fs::read_to_string(dir.spec()).unwrap().replace("\"id\":\"one\"", "\"id\":\"two\"");
+        let own = fs::read_to_string(dir.spec()).unwrap();
+        fs::write(dir.spec(), foreign).unwrap();
+        assert_eq!(store.load(&id).unwrap_err().kind, ErrorKind::Invalid, "another sandbox's");
+        fs::write(dir.spec(), own).unwrap();
+        assert!(store.load(&id).is_ok());
+
+        let second = temporary.path().join("second");
+        fs::hard_link(dir.saved(), &second).unwrap();
+        assert_eq!(store.load(&id).unwrap_err().kind, ErrorKind::Denied, "a second name");
+        fs::remove_file(second).unwrap();
+        fs::set_permissions(dir.saved(), std::os::unix::fs::PermissionsExt::from_mode(0o620)).unwrap();
+        assert_eq!(store.load(&id).unwrap_err().kind, ErrorKind::Denied, "others may write it");
+        fs::set_permissions(dir.ledger(), std::os::unix::fs::PermissionsExt::from_mode(0o620)).unwrap();
+        assert_eq!(store.open(&id).unwrap_err().kind, ErrorKind::Denied, "others may write it");
+        assert!(store.destroy(&id).is_clean());
     }
 }

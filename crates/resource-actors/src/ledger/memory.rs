@@ -6,37 +6,84 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{Ledger, UndoItem, UndoReport, Undone};
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoItem, UndoReport, Undone};
+use sandbox_model::lifecycle::ActorName;
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 use tokio::sync::watch;
 
-use super::{DIRECTORY_ENTRY, LedgerTable, LineLedger, Lines, SandboxStore};
+use super::{DIRECTORY_ENTRY, LedgerTable, SandboxStore};
+use crate::supervisor::{Progress, SavedSandbox};
+use crate::system::SandboxSpec;
 
-/// Keeps no lines: nothing outlives the process.
-#[derive(Debug, Clone, Copy, Default)]
-struct NoLines;
+/// What is kept of one sandbox.
+#[derive(Debug)]
+struct Shelf {
+    spec: SandboxSpec,
+    table: watch::Sender<LedgerTable>,
+    progress: watch::Sender<Option<Progress>>,
+}
 
-impl Lines for NoLines {
-    fn append(&mut self, _: &[u8]) -> PortResult<()> {
-        Ok(())
+#[derive(Debug)]
+struct ShelvedLedger(Arc<Shelf>);
+
+impl Ledger for ShelvedLedger {
+    fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
+        let entry = self.0.table.borrow().next_id();
+        self.append(Record::Intent { entry, actor, scope, object })?;
+        Ok(entry)
     }
 
-    fn are_kept(&self) -> bool {
-        false
+    fn append(&self, record: Record) -> PortResult<()> {
+        let mut checked = Ok(());
+        // Nobody waits for a change.
+        self.0.table.send_if_modified(|table| {
+            checked = table.check(&record);
+            if checked.is_ok() {
+                table.take(record);
+            }
+            false
+        });
+        checked.map_err(|violation| PortError::new(ErrorKind::Invalid, "record", "ledger", violation.to_string()))
+    }
+
+    fn live(&self) -> Vec<Entry> {
+        self.0.table.borrow().entries().cloned().collect()
+    }
+
+    fn entry(&self, id: EntryId) -> Option<Entry> {
+        self.0.table.borrow().entry(id).cloned()
+    }
+
+    fn count(&self) -> usize {
+        self.0.table.borrow().len()
+    }
+
+    fn newest(&self) -> EntryId {
+        self.0.table.borrow().entries().next_back().map_or(EntryId(0), |entry| entry.id)
+    }
+
+    fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
+        self.0.table.borrow().entries().any(test)
     }
 }
 
-/// Keeps sandboxes in memory.
+/// Keeps sandboxes in memory. Clones share what they keep, so a second system on a clone finds what
+/// the first has left.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     state_dir: PathBuf,
-    saved: Arc<watch::Sender<BTreeMap<SandboxId, Vec<u8>>>>,
+    shelves: Arc<watch::Sender<BTreeMap<SandboxId, Arc<Shelf>>>>,
 }
 
 impl MemoryStore {
     /// A store whose sandboxes believe to live below `state_dir`.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: state_dir.into(), saved: Arc::new(watch::Sender::new(BTreeMap::new())) }
+        Self { state_dir: state_dir.into(), shelves: Arc::new(watch::Sender::new(BTreeMap::new())) }
+    }
+
+    fn shelf(&self, operation: &str, sandbox: &SandboxId) -> PortResult<Arc<Shelf>> {
+        let absent = || PortError::new(ErrorKind::NotFound, operation, sandbox.as_str(), "there is no such sandbox");
+        self.shelves.borrow().get(sandbox).cloned().ok_or_else(absent)
     }
 }
 
@@ -45,45 +92,45 @@ impl SandboxStore for MemoryStore {
         &self.state_dir
     }
 
-    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
-        let mut is_new = false;
-        self.saved.send_modify(|saved| {
-            is_new = !saved.contains_key(sandbox);
-            saved.entry(sandbox.clone()).or_default();
+    fn create(&self, spec: &SandboxSpec) -> PortResult<Rc<dyn Ledger>> {
+        let (table, progress) = (watch::Sender::new(LedgerTable::default()), watch::Sender::new(None));
+        let shelf = Arc::new(Shelf { spec: spec.clone(), table, progress });
+        let is_new = self.shelves.send_if_modified(|shelves| {
+            let is_new = !shelves.contains_key(&spec.id);
+            shelves.entry(spec.id.clone()).or_insert_with(|| shelf.clone());
+            is_new
         });
         if is_new {
-            Ok(Rc::new(LineLedger::new(NoLines, LedgerTable::default())))
+            Ok(Rc::new(ShelvedLedger(shelf)))
         } else {
-            Err(PortError::new(ErrorKind::Exists, "create", sandbox.as_str(), "the sandbox exists"))
+            Err(PortError::new(ErrorKind::Exists, "create", spec.id.as_str(), "the sandbox exists"))
         }
     }
 
     fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
-        let cause = "a ledger in memory does not outlive its process";
-        Err(PortError::new(ErrorKind::NotFound, "open", sandbox.as_str(), cause))
+        Ok(Rc::new(ShelvedLedger(self.shelf("open", sandbox)?)))
     }
 
-    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
-        self.saved.send_modify(|saved| {
-            saved.insert(sandbox.clone(), state.to_vec());
-        });
+    fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()> {
+        self.shelf("save", sandbox)?.progress.send_replace(Some(progress));
         Ok(())
     }
 
-    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
+    fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox> {
+        let shelf = self.shelf("load", sandbox)?;
         let absent = || PortError::new(ErrorKind::NotFound, "load", sandbox.as_str(), "nothing was saved");
-        self.saved.borrow().get(sandbox).filter(|state| !state.is_empty()).cloned().ok_or_else(absent)
+        let progress = shelf.progress.borrow().clone().ok_or_else(absent)?;
+        Ok(SavedSandbox { spec: shelf.spec.clone(), progress })
     }
 
     fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
-        let mut was_there = false;
-        self.saved.send_modify(|saved| was_there = saved.remove(sandbox).is_some());
+        let was_there = self.shelves.send_if_modified(|shelves| shelves.remove(sandbox).is_some());
         let result = Ok(if was_there { Undone::Undone } else { Undone::AlreadyGone });
         let object = format!("directory {}", SandboxDir::new(&self.state_dir, sandbox).root().display());
         UndoReport { items: vec![UndoItem { entry: DIRECTORY_ENTRY, object, result }] }
     }
 
     fn list(&self) -> PortResult<Vec<SandboxId>> {
-        Ok(self.saved.borrow().keys().cloned().collect())
+        Ok(self.shelves.borrow().keys().cloned().collect())
     }
 }

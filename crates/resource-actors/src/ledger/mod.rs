@@ -1,6 +1,7 @@
 //! Where ledgers are kept: a directory of each sandbox's own, or memory.
 
 mod directory;
+mod files;
 mod lines;
 mod memory;
 mod table;
@@ -12,6 +13,8 @@ use std::rc::Rc;
 use sandbox_model::ledger::{EntryId, Ledger, UndoReport};
 use sandbox_model::{PortResult, SandboxId};
 
+use crate::supervisor::{Progress, SavedSandbox};
+use crate::system::SandboxSpec;
 pub use directory::DirectoryStore;
 pub use lines::{LineLedger, Lines};
 pub use memory::MemoryStore;
@@ -19,18 +22,18 @@ pub use table::{LedgerTable, Violation, read};
 
 /// The entry number by which reports name the sandbox's own directory, which holds the ledger and so
 /// cannot be in it.
-const DIRECTORY_ENTRY: EntryId = EntryId(0);
+pub(crate) const DIRECTORY_ENTRY: EntryId = EntryId(0);
 
 /// Keeps the directory and the ledger of each sandbox.
 pub trait SandboxStore: Debug + Send + Sync {
     /// The directory below which every sandbox has its own.
     fn state_dir(&self) -> &Path;
 
-    /// Makes a sandbox's directory and an empty ledger in it.
+    /// Makes a sandbox's directory and an empty ledger in it, and keeps what it was created with.
     ///
     /// # Errors
     /// `Exists`: the sandbox, or what a crash left of it, is there already.
-    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>>;
+    fn create(&self, spec: &SandboxSpec) -> PortResult<Rc<dyn Ledger>>;
 
     /// Opens what an earlier process has left of a sandbox.
     ///
@@ -39,17 +42,18 @@ pub trait SandboxStore: Debug + Send + Sync {
     /// is what a crash leaves and is ignored.
     fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>>;
 
-    /// Keeps `state` for a later process.
+    /// Keeps where a sandbox stands for a later process.
     ///
     /// # Errors
     /// It could not be written; what was kept before is still there.
-    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()>;
+    fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()>;
 
-    /// What `save` kept.
+    /// What `create` and `save` have kept.
     ///
     /// # Errors
-    /// `NotFound`.
-    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>>;
+    /// `NotFound`: nothing was saved. `Invalid`: it is no file of ours that this version wrote.
+    /// `Denied`: somebody else could have written it.
+    fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox>;
 
     /// Removes the ledger and the directory, after everything in it has been undone.
     ///

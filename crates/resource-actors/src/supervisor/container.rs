@@ -17,7 +17,10 @@ use sandbox_model::{ContainerId, ErrorKind};
 use sharefs_actor::{ShareRootfs, ShareVolume};
 
 use super::crew::{Crew, StepError};
-use super::{Facts, ReleaseContainer, SetUpDevices, SetUpRootfs, SetUpVolumes, Step, StepKind, UpdateLinuxResources};
+use super::{
+    CpusetWish, Facts, OpenStep, ReleaseContainer, SetUpDevices, SetUpRootfs, SetUpVolumes, Step, StepKind,
+    UpdateLinuxResources,
+};
 use crate::cpu::ResizeFor;
 use crate::error::Cause;
 use crate::host::{InspectPath, PathKind};
@@ -185,18 +188,13 @@ impl Step for UpdateLinuxResources {
         call: Call,
     ) -> LocalFuture<Result<(AppliedResources, Facts), StepError>> {
         Box::pin(async move {
-            let (container, update) = (self.0.container, self.0.update);
+            let (container, update) = (self.0.container.clone(), self.0.update);
             if update != ResourceUpdate::Remove {
                 facts.containers.insert(container.clone());
             }
             crew.waits_for("UpdateLinuxResources", "the cpuset and the VM's size");
-            let cpu = self.0.resources.as_ref().and_then(|resources| resources.cpu().as_ref());
-            let cpuset = UpdateCpuset {
-                container: container.clone(),
-                cpus: cpu.and_then(|cpu| cpu.cpus().clone()),
-                mems: cpu.and_then(|cpu| cpu.mems().clone()),
-                update,
-            };
+            let CpusetWish { cpus, mems } = CpusetWish::of(self.0.resources.as_ref());
+            let cpuset = UpdateCpuset { container: container.clone(), cpus, mems, update };
             let resize = ResizeFor { container, resources: self.0.resources.clone(), update };
             let (cpuset, sized) = futures::join!(
                 crew.cgroup.ask("change the cpuset", cpuset, &call),
@@ -208,6 +206,7 @@ impl Step for UpdateLinuxResources {
                 let request = PlaceVcpus { vcpu_threads };
                 crew.cgroup.ask("move new vCPUs into the cgroup", request, &call).await?;
             }
+            facts.limit(&self.0).map_err(|error| StepError::own("note the limits", error))?;
             let for_agent = self.0.resources.as_ref().map(resources_for_agent);
             Ok((AppliedResources { vcpus: sized.vcpus, memory_mib: sized.memory_mib, for_agent }, facts))
         })
@@ -221,12 +220,15 @@ impl Step for ReleaseContainer {
     fn run(self, crew: Rc<Crew>, mut facts: Facts, _: Call) -> LocalFuture<Result<(UndoReport, Facts), StepError>> {
         Box::pin(async move {
             crew.waits_for("ReleaseContainer", &format!("what {} holds", self.container));
+            let kept = crew.keep_open(OpenStep::Release(self.container.clone()), &facts);
+            kept.map_err(|error| StepError::own("keep that the release has begun", error))?;
             let scope = Scope::Container(self.container.clone());
             let held = crew.ledger.live().into_iter().filter(|entry| entry.scope == scope).collect();
             let fate = if facts.vm.is_some() { VmFate::Alive } else { VmFate::Gone };
             let report = crew.undo_in_order(held, fate).await;
             if report.is_clean() {
                 facts.containers.remove(&self.container);
+                facts.unlimit(&self.container);
             }
             Ok((report, facts))
         })

@@ -14,12 +14,13 @@ use network_actor::NetworkActor;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{EntryId, Journal, Ledger};
-use sandbox_model::lifecycle::ActorName;
+use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::status::{SandboxStatus, StepStatus};
-use sandbox_model::{Instant, SandboxId};
+use sandbox_model::{Instant, PortResult, SandboxId};
 use sharefs_actor::ShareFsActor;
 use tokio::sync::watch;
 
+use super::{Facts, OpenStep, Progress, SAVED_VERSION};
 use crate::cpu::CpuActor;
 use crate::error::Cause;
 use crate::host::HostFacts;
@@ -31,13 +32,19 @@ pub(crate) struct Seat<D: Domain> {
     address: RefCell<Address<D>>,
     generation: Cell<u32>,
     make: Box<dyn Fn(u32) -> Address<D>>,
+    /// What the actor that sits here has published: another channel for each.
+    published: watch::Sender<watch::Receiver<D::Snapshot>>,
 }
+
+/// What whoever sits in a [`Seat`] has published.
+pub(crate) type Published<D> = watch::Receiver<watch::Receiver<<D as Domain>::Snapshot>>;
 
 impl<D: Domain> Seat<D> {
     /// `make` is told which of the actors of that name it makes, from 1.
     pub(crate) fn new(name: ActorName, make: impl Fn(u32) -> Address<D> + 'static) -> Self {
-        let address = RefCell::new(make(1));
-        Self { name, address, generation: Cell::new(1), make: Box::new(make) }
+        let first = make(1);
+        let published = watch::Sender::new(first.snapshot());
+        Self { name, address: RefCell::new(first), generation: Cell::new(1), make: Box::new(make), published }
     }
 
     pub(crate) fn address(&self) -> Address<D> {
@@ -47,7 +54,14 @@ impl<D: Domain> Seat<D> {
     /// Puts a new actor, which knows only the ledger, in the place of one that has died.
     pub(crate) fn replace(&self) {
         self.generation.set(self.generation.get() + 1);
-        *self.address.borrow_mut() = (self.make)(self.generation.get());
+        let next = (self.make)(self.generation.get());
+        self.published.send_replace(next.snapshot());
+        *self.address.borrow_mut() = next;
+    }
+
+    /// For readers on any thread.
+    pub(crate) fn published(&self) -> Published<D> {
+        self.published.subscribe()
     }
 
     /// Asks for something that can fail, as part of a step.
@@ -116,6 +130,8 @@ pub(crate) struct Crew {
     pub(crate) bell: RefCell<Option<watch::Sender<Option<VmExit>>>>,
     pub(crate) vm_exit: watch::Receiver<Option<VmExit>>,
     pub(crate) vm_is_watched: Cell<bool>,
+    /// Whether the last clean-up was asked to be one at once.
+    pub(crate) haste: Cell<bool>,
 }
 
 impl fmt::Debug for Crew {
@@ -137,6 +153,22 @@ impl Crew {
     /// The newest entry of the ledger: what comes after belongs to the step that asks.
     pub(crate) fn mark(&self) -> EntryId {
         self.ledger.newest()
+    }
+
+    /// What is kept of a sandbox in which no step is open.
+    pub(crate) fn progress(&self, state: LifecycleState, facts: Facts) -> Progress {
+        Progress { version: SAVED_VERSION, state, committed: self.mark(), open: None, facts }
+    }
+
+    /// Keeps where the sandbox stands for a later process.
+    pub(crate) fn keep(&self, progress: Progress) -> PortResult<()> {
+        self.store.save(&self.sandbox, progress)
+    }
+
+    /// Keeps that a step has begun which takes away what others made: a later process ends it.
+    pub(crate) fn keep_open(&self, step: OpenStep, facts: &Facts) -> PortResult<()> {
+        let state = self.status.borrow().state;
+        self.keep(Progress { open: Some(step), ..self.progress(state, facts.clone()) })
     }
 
     /// Publishes that a step has begun, or what it waits for now.

@@ -23,12 +23,14 @@ pub(crate) enum StepKind {
     Cleanup,
     /// `Save`.
     Save,
+    /// `Adopt`, after a restart.
+    Adopt,
 }
 
 impl StepKind {
     /// All kinds.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Prepare,
         Self::StartVm,
         Self::SetupAfterStartVm,
@@ -38,6 +40,7 @@ impl StepKind {
         Self::Stop,
         Self::Cleanup,
         Self::Save,
+        Self::Adopt,
     ];
 
     /// Whether a message of this kind fits a sandbox in `state`.
@@ -67,11 +70,15 @@ impl StepKind {
             (Self::Stop, Created | Prepared | Started | Running | Stopped) => true,
             (Self::Stop, Released | Failed) => false,
 
-            // Out of `Failed` only this leads; twice is as good as once.
+            // Twice is as good as once.
             (Self::Cleanup, Created | Prepared | Started | Running | Stopped | Released | Failed) => true,
 
             (Self::Save, Created | Prepared | Started | Running | Stopped | Failed) => true,
             (Self::Save, Released) => false,
+
+            // What an earlier process has left is failed until it has been taken over.
+            (Self::Adopt, Failed) => true,
+            (Self::Adopt, Created | Prepared | Started | Running | Stopped | Released) => false,
         }
     }
 
@@ -99,6 +106,7 @@ mod tests {
             (StepKind::Stop, "xxxxx.."),
             (StepKind::Cleanup, "xxxxxxx"),
             (StepKind::Save, "xxxxx.x"),
+            (StepKind::Adopt, "......x"),
         ];
         assert_eq!(table.map(|(kind, _)| kind), StepKind::ALL);
         for (kind, row) in table {

@@ -13,7 +13,7 @@ use sandbox_model::storage::Storage;
 use serde::{Deserialize, Serialize};
 
 use crate::error::SandboxError;
-use crate::supervisor::SavedSandbox;
+use crate::supervisor::{Adopted, Progress, SavedSandbox};
 
 /// Makes cgroups, network and shared directory side by side, then plugs the devices in list order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,12 +76,23 @@ pub struct ReleaseContainer {
 pub struct Stop {}
 
 /// Gives everything back and reports what became of each object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cleanup {}
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cleanup {
+    /// Whether nobody is asked to end before being ended, and little time is given to each.
+    pub at_once: bool,
+}
 
 /// Keeps what a later process needs to know of the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Save {}
+
+/// Takes over a sandbox whose VM an earlier process has left running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Where the sandbox stood.
+    pub progress: Progress,
+}
 
 /// Tells that the VM has ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +126,7 @@ replies! {
     Stop => ();
     Cleanup => UndoReport;
     Save => SavedSandbox;
+    Adopt => Adopted;
 }
 
 impl Request for VmExited {

@@ -4,69 +4,34 @@
 //! either committed or undone from the ledger. A step works on a copy of the sandbox's [`Facts`]
 //! and hands back the changed copy, so a step that fails leaves them as they were.
 
+mod adopt;
 mod container;
 mod crew;
+mod facts;
 mod lifecycle;
 mod messages;
 mod start;
 mod stop;
 mod unwind;
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use actor_shell::{Call, Completion, Domain, LocalFuture, Plan, Request, Serve};
-use guest_agent::AgentAddress;
-use hypervisor::StartedVm;
-use network_actor::NetworkIsUp;
+use sandbox_model::Instant;
 use sandbox_model::ledger::{Entry, EntryId, UndoReport, VmFate};
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::status::SandboxStatus;
-use sandbox_model::{ContainerId, Instant, SandboxId};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::{Cause, SandboxError, StepFailure};
 use crate::planning::sandbox_storages;
+use crate::system::SandboxSpec;
+pub use adopt::Adopted;
 pub(crate) use crew::{Crew, Seat, StepError};
+pub use facts::{CpusetWish, Facts, OpenStep, Progress, SAVED_VERSION, SavedSandbox};
 pub(crate) use lifecycle::StepKind;
 pub use messages::*;
-
-/// What a sandbox has, as far as later steps must know. Changed by steps that succeed.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
-    /// Where the agent listens.
-    pub agent: Option<AgentAddress>,
-    /// Whether the guest has the shared directory.
-    pub has_share: bool,
-    /// The network, if there is one.
-    pub network: Option<NetworkIsUp>,
-    /// The VM, while it lives.
-    pub vm: Option<StartedVm>,
-    /// Containers that hold something.
-    pub containers: BTreeSet<ContainerId>,
-}
-
-/// The version of [`SavedSandbox`].
-pub const SAVED_VERSION: u32 = 1;
-
-/// What `save` keeps of a sandbox. What exists of it on the host is in its ledger.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedSandbox {
-    /// [`SAVED_VERSION`].
-    pub version: u32,
-    /// Which sandbox.
-    pub sandbox: SandboxId,
-    /// Where it stood.
-    pub state: LifecycleState,
-    /// What it had.
-    pub facts: Facts,
-    /// Its configuration.
-    pub config: sandbox_model::config::SandboxConfig,
-    /// `linux.cgroupsPath` of its spec.
-    pub cgroups_path: Option<String>,
-}
 
 /// A step of the lifecycle.
 pub(crate) trait Step: Request<Reply = Result<Self::Done, SandboxError>> + Clone {
@@ -102,17 +67,24 @@ impl Supervisor {
         if self.state != LifecycleState::Released {
             self.state = LifecycleState::Failed;
             self.failure.get_or_insert(cause);
+            self.keep_failure();
         }
     }
 
     fn saved(&self) -> SavedSandbox {
-        SavedSandbox {
-            version: SAVED_VERSION,
-            sandbox: self.crew.sandbox.clone(),
-            state: self.state,
-            facts: self.facts.clone(),
+        let spec = SandboxSpec {
+            id: self.crew.sandbox.clone(),
             config: (*self.crew.config).clone(),
             cgroups_path: self.crew.cgroups_path.clone(),
+        };
+        SavedSandbox { spec, progress: self.crew.progress(self.state, self.facts.clone()) }
+    }
+
+    /// Keeps that the sandbox has failed, as well as it can: a later process that does not learn of it
+    /// finds out by itself.
+    fn keep_failure(&self) {
+        if let Err(error) = self.crew.keep(self.crew.progress(self.state, self.facts.clone())) {
+            tracing::warn!(sandbox = %self.crew.sandbox, %error, "the failure could not be kept");
         }
     }
 }
@@ -182,9 +154,8 @@ impl<S: Step> Serve<S> for Supervisor {
         let (crew, facts, call, state) = (self.crew.clone(), self.facts.clone(), call.clone(), self.state);
         let step = step.clone();
         Box::pin(async move {
-            match run(step, crew, facts, call).await {
-                Ok((done, facts)) => {
-                    let state = S::next(state, &done);
+            match run(step, crew, state, facts, call).await {
+                Ok((done, state, facts)) => {
                     Settled { reply: Ok(done), verdict: Verdict::Commit { state, facts: Box::new(facts) } }
                 }
                 Err((failure, is_fatal)) => {
@@ -231,9 +202,10 @@ impl<S: Step> Serve<S> for Supervisor {
 async fn run<S: Step>(
     step: S,
     crew: Rc<Crew>,
+    state: LifecycleState,
     facts: Facts,
     call: Call,
-) -> Result<(S::Done, Facts), (StepFailure, bool)> {
+) -> Result<(S::Done, LifecycleState, Facts), (StepFailure, bool)> {
     let (mark, begun) = (crew.mark(), Instant::now());
     let vm_runs = facts.vm.is_some() || S::KIND == StepKind::StartVm;
     // These two end the VM, or outlive its end.
@@ -243,7 +215,19 @@ async fn run<S: Step>(
     let error = tokio::select! {
         biased;
         done = tokio::time::timeout_at(call.deadline, work) => match done {
-            Ok(Ok(done)) => return Ok(done),
+            Ok(Ok((done, facts))) => {
+                let state = S::next(state, &done);
+                // A sandbox that has been released has nothing to be kept in.
+                let kept = if state == LifecycleState::Released {
+                    Ok(())
+                } else {
+                    crew.keep(crew.progress(state, facts.clone()))
+                };
+                match kept {
+                    Ok(()) => return Ok((done, state, facts)),
+                    Err(error) => StepError::own("keep what the step has come to", error),
+                }
+            }
             Ok(Err(error)) => error,
             Err(_) => late(&crew, begun).await,
         },
@@ -322,12 +306,7 @@ impl Serve<Save> for Supervisor {
             return Plan::Answer(Err(SandboxError::WrongState { sandbox, message, state: self.state, needed }));
         }
         let saved = self.saved();
-        let kept = serde_json::to_vec(&saved)
-            .map_err(|error| {
-                let kind = sandbox_model::ErrorKind::Invalid;
-                sandbox_model::PortError::new(kind, "save", sandbox.as_str(), error.to_string())
-            })
-            .and_then(|state| self.crew.store.save(&sandbox, &state));
+        let kept = self.crew.keep(saved.progress.clone());
         Plan::Answer(kept.map(|()| saved).map_err(SandboxError::Store))
     }
 

@@ -126,13 +126,17 @@ fn agent_address(vsock: VsockDevice, port: u32) -> AgentAddress {
 }
 
 impl Crew {
-    async fn create_cgroups(&self, call: &Call) -> Result<(), StepError> {
-        let request = CreateCgroups {
+    /// The cgroups that the configuration asks for.
+    pub(super) fn cgroups_wish(&self) -> CreateCgroups {
+        CreateCgroups {
             path: self.cgroups_path.clone(),
             sandbox_only: self.config.runtime.sandbox_cgroup_only,
             pin_vcpus: self.config.runtime.enable_vcpus_pinning,
-        };
-        let made = self.cgroup.ask("create the cgroups", request, call).await?;
+        }
+    }
+
+    async fn create_cgroups(&self, call: &Call) -> Result<(), StepError> {
+        let made = self.cgroup.ask("create the cgroups", self.cgroups_wish(), call).await?;
         for reason in made.not_enforced {
             tracing::warn!(sandbox = %self.sandbox, %reason, "not enforced");
         }
@@ -195,6 +199,21 @@ impl Crew {
         format!("{}/{}", self.sandbox, entry.0)
     }
 
+    /// Connects to the guest's agent and returns when it has answered.
+    pub(super) async fn reach_agent(&self, step: &str, facts: &Facts, call: &Call) -> Result<(), StepError> {
+        let what = "the sandbox has no vsock, so its agent cannot be reached; prepare it with one".to_owned();
+        let address = facts.agent.clone().ok_or(Cause::Invalid { what });
+        let address = address.map_err(|cause| StepError::own("reach the agent", cause))?;
+        self.waits_for(step, "the guest's agent");
+        let patience = Duration::from_millis(self.config.agent.reconnect_timeout_ms);
+        let deadline = call.deadline.min(Instant::now() + patience);
+        if let Err(mut error) = self.agent.connect(address, deadline).await {
+            error.cause = format!("{}; the VM's last words: {}", error.cause, last_words(self).await);
+            return Err(StepError::own("reach the guest's agent", error));
+        }
+        Ok(())
+    }
+
     async fn tell_base(&self, base: Base, call: &Call) -> Result<(), StepError> {
         self.cpu.ask_plain("note the VM's size", BaseIs { base }, call.ask()).await
     }
@@ -250,6 +269,7 @@ impl Step for StartVm {
                 let request = PlaceVm { process, vcpu_threads: vm.vcpu_threads.clone() };
                 crew.cgroup.ask("move the VM into its cgroup", request, &call).await?;
             }
+            facts.base = Some(base.clone());
             crew.tell_base(base, &call).await?;
             let resumed = crew.vmm.resume_vm((), call.deadline).await;
             resumed.map_err(|error| StepError::own("let the vCPUs run", error))?;
@@ -287,26 +307,16 @@ impl Step for SetupAfterStartVm {
         LifecycleState::Running
     }
 
-    fn run(self, crew: Rc<Crew>, facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
         const STEP: &str = "SetupAfterStartVm";
         Box::pin(async move {
-            let what = "the sandbox has no vsock, so its agent cannot be reached; prepare it with one".to_owned();
-            let address = facts.agent.clone().ok_or(Cause::Invalid { what });
-            let address = address.map_err(|cause| StepError::own("reach the agent", cause))?;
-            crew.waits_for(STEP, "the guest's agent");
-            let patience = Duration::from_millis(crew.config.agent.reconnect_timeout_ms);
-            let deadline = call.deadline.min(Instant::now() + patience);
-            if let Err(mut error) = crew.agent.connect(address, deadline).await {
-                error.cause = format!("{}; the VM's last words: {}", error.cause, last_words(&crew).await);
-                return Err(StepError::own("reach the guest's agent", error));
-            }
+            crew.reach_agent(STEP, &facts, &call).await?;
             let details = crew.agent.guest_details((), call.deadline).await;
             let details = details.map_err(|error| StepError::own("ask the guest for its memory block size", error))?;
-            let host =
-                crew.facts.size((), call.deadline).await.map_err(|error| StepError::own("size the host", error))?;
-            let base = vm_base(&crew.config, host);
-            let base = base.map_err(|what| StepError::own("describe the VM", Cause::Invalid { what }))?;
-            crew.tell_base(Base { block_mib: details.memory_block_bytes >> 20, ..base }, &call).await?;
+            if let Some(base) = &mut facts.base {
+                base.block_mib = details.memory_block_bytes >> 20;
+                crew.tell_base(base.clone(), &call).await?;
+            }
             if let Some(network) = &facts.network {
                 crew.tell_network(STEP, &network.guest, call.deadline).await?;
             }

@@ -9,7 +9,7 @@ use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::{ErrorKind, PortError};
 
 use super::crew::{Crew, StepError};
-use super::{Cleanup, Facts, Step, StepKind, Stop};
+use super::{Cleanup, Facts, OpenStep, Step, StepKind, Stop};
 
 impl Step for Stop {
     type Done = ();
@@ -33,7 +33,7 @@ impl Step for Stop {
     }
 }
 
-fn is_vmm(entry: &Entry) -> bool {
+pub(super) fn is_vmm(entry: &Entry) -> bool {
     entry.actor == ActorName::Supervisor && matches!(entry.object, HostObject::Process { .. })
 }
 
@@ -42,7 +42,7 @@ impl Crew {
     async fn stop_vm(&self, vmm: &Entry, call: &Call) -> Result<(), PortError> {
         // The connection is of no use any more; a guest that does not answer is not waited for.
         let _ = self.agent.disconnect((), call.deadline).await;
-        let term_ms = self.config.runtime.deadlines.term_ms;
+        let term_ms = self.term_ms();
         let stopped = async {
             match self.vmm.stop_vm(StopVm { term_ms }, call.deadline).await {
                 Err(error) if error.kind != ErrorKind::NotFound => Err(error),
@@ -68,7 +68,12 @@ impl Step for Cleanup {
                 // Released before: nothing is left to walk.
                 return Ok((UndoReport::default(), facts));
             }
+            crew.haste.set(self.at_once);
             crew.waits_for("Cleanup", "what the ledger names");
+            if let Err(error) = crew.keep_open(OpenStep::Cleanup, &facts) {
+                // A later process that takes the sandbox over instead loses nothing.
+                tracing::debug!(sandbox = %crew.sandbox, %error, "the beginning of the clean-up could not be kept");
+            }
             let _ = crew.agent.disconnect((), call.deadline).await;
             let mut report = crew.undo_everything().await;
             if report.is_clean() {

@@ -17,9 +17,18 @@ use super::crew::{Crew, Seat, StepError};
 use crate::cpu::UndoCpu;
 use crate::error::Cause;
 
+/// For one walk of the ledger by a clean-up that is in haste.
+const HASTY_UNDO_MS: u64 = 5_000;
+
 impl Crew {
     fn undo_deadline(&self) -> Instant {
-        Instant::now() + Duration::from_millis(self.config.runtime.deadlines.undo_ms)
+        let undo_ms = self.config.runtime.deadlines.undo_ms;
+        Instant::now() + Duration::from_millis(if self.haste.get() { undo_ms.min(HASTY_UNDO_MS) } else { undo_ms })
+    }
+
+    /// Milliseconds for each polite step of ending the VM.
+    pub(super) fn term_ms(&self) -> u64 {
+        if self.haste.get() { 0 } else { self.config.runtime.deadlines.term_ms }
     }
 
     /// Undoes some entries while the rest of the sandbox goes on: newest first, one actor after
@@ -117,7 +126,7 @@ impl Crew {
                     Some(Identity::Process(process)) => Some(*process),
                     _ => None,
                 };
-                let term_ms = self.config.runtime.deadlines.term_ms;
+                let term_ms = self.term_ms();
                 self.vmm.kill_vm(KillVm { process, tag: self.tag(entry.id), term_ms }, deadline).await
             }
             (HostObject::File { path }, identity) => {

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::handle::SandboxHandle;
 use crate::supervisor::{
-    Cleanup, PrepareBeforeStartVm, ReleaseContainer, Save, SetUpDevices, SetUpNetwork, SetUpRootfs, SetUpVolumes,
-    SetupAfterStartVm, StartVm, Stop, StoragesForSandbox, Supervisor, UpdateLinuxResources, VmExited,
+    Adopt, Cleanup, PrepareBeforeStartVm, ReleaseContainer, Save, SetUpDevices, SetUpNetwork, SetUpRootfs,
+    SetUpVolumes, SetupAfterStartVm, StartVm, Stop, StoragesForSandbox, Supervisor, UpdateLinuxResources, VmExited,
 };
 
 /// Sends the supervisor of `handle` the command `message`, as its `Received` record has it. The future
@@ -30,7 +30,7 @@ pub fn send(handle: &SandboxHandle, message: &str, request: Value) -> Result<Box
     }
     dispatch!(
         PrepareBeforeStartVm StartVm SetupAfterStartVm SetUpNetwork StoragesForSandbox SetUpRootfs SetUpVolumes
-        SetUpDevices UpdateLinuxResources ReleaseContainer Stop Cleanup Save VmExited
+        SetUpDevices UpdateLinuxResources ReleaseContainer Stop Cleanup Save Adopt VmExited
     )
 }
 

@@ -22,6 +22,7 @@ use crate::request::SandboxBindMount;
 
 /// The effective configuration of a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SandboxConfig {
     /// `[hypervisor.qemu]`.
     pub hypervisor: HypervisorConfig,
@@ -33,6 +34,7 @@ pub struct SandboxConfig {
 
 /// The VM and the programs around it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct HypervisorConfig {
     /// `path`: the VMM's program.
     pub path: PathBuf,
@@ -127,6 +129,7 @@ pub enum VirtioFsCache {
 
 /// The guest's agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// `server_port`.
     pub server_port: u32,
@@ -142,6 +145,7 @@ pub struct AgentConfig {
 
 /// The sandbox around the VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RuntimeConfig {
     /// `internetworking_model`.
     pub internetworking_model: InterworkingModel,

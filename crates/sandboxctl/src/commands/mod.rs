@@ -6,8 +6,10 @@ mod doctor;
 mod help;
 mod inspect;
 mod man;
+mod recover;
 mod run;
 mod sandboxes;
+mod signals;
 mod stress;
 mod top;
 mod trace;
@@ -35,6 +37,7 @@ pub(crate) fn dispatch() -> ExitCode {
         Command::Inspect(args) => finish(inspect::inspect(&cli.global, &args), args.json.json),
         Command::Top(args) => finish(top::top(&cli.global, &args), args.json.json),
         Command::Cleanup(args) => finish(sandboxes::cleanup(&cli.global, &args), args.json.json),
+        Command::Recover(args) => finish(recover::recover(&cli.global, &args), args.json.json),
         Command::Trace(command) => {
             let json = match &command {
                 TraceCommand::Replay { json, .. } | TraceCommand::Explain { json, .. } => json.json,

@@ -11,7 +11,9 @@ use sandbox_model::ledger::{UndoReport, Undone};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
+use super::signals::Enders;
 use crate::cli::{CleanupArgs, Global};
 use crate::output::table::columns;
 use crate::output::{Code, Exit, Failure, data, json as print_json};
@@ -78,32 +80,98 @@ pub(crate) fn cleanup(global: &Global, args: &CleanupArgs) -> Result<(), Failure
         None => ids(global)?,
     };
     let runtime = super::runtime()?;
-    let outcomes = runtime.block_on(async {
-        let system = start(global)?;
-        let mut outcomes = Vec::new();
-        for id in wished {
-            match owner::claim_of_the_dead(&global.state_dir, &id).await {
-                Ok(claim) => outcomes.push((id.clone(), system.cleanup_sandbox(&id).await, claim)),
-                Err(owner::Unclaimed::Runs) if args.all => tracing::info!("{id} is run by a living process"),
-                Err(owner::Unclaimed::Runs) => return Err(runs(&id)),
-                Err(owner::Unclaimed::Gone) => return Err(unknown(&global.state_dir, &id)),
-                Err(owner::Unclaimed::Other(why)) => return Err(store(&id, why)),
-            }
-        }
+    let (outcomes, signal) = runtime.block_on(async {
+        let mut enders = Enders::listen().map_err(|error| cannot_start(&error))?;
+        let (system, claims) = (start(global)?, claim_all(global, wished, args.all).await?);
+        let hurry = watch::Sender::new(false);
+        let each = claims.iter().map(|(id, _)| async { (id.clone(), one(&system, id, hurry.subscribe()).await) });
+        let (outcomes, signal) = to_its_end(futures::future::join_all(each), &hurry, &mut enders).await;
         system.shutdown().await;
-        Ok(outcomes)
+        Ok((outcomes, signal))
     })?;
     // It goes with its last sandbox, unless a crash has come between the two. Goes only if it is empty.
     let _ = fs::remove_dir(&global.state_dir);
-    let outcomes: Vec<_> = outcomes.into_iter().map(|(id, outcome, _)| (id, outcome)).collect();
     tell(&outcomes, args.json.json);
     match outcomes.into_iter().find_map(|(id, outcome)| left(&id, outcome)) {
         Some(failure) => Err(failure.documented()),
-        None => Ok(()),
+        None => signal.map_or(Ok(()), |signal| Err(interrupted(signal).documented())),
     }
 }
 
-fn start(global: &Global) -> Result<ResourceSystem, Failure> {
+/// Cleans one sandbox up; in haste, once that is asked for.
+async fn one(
+    system: &ResourceSystem,
+    id: &SandboxId,
+    mut hurry: watch::Receiver<bool>,
+) -> Result<UndoReport, SandboxError> {
+    tokio::select! {
+        outcome = system.cleanup_sandbox(id) => return outcome,
+        _ = hurry.wait_for(|hurry| *hurry) => {}
+    }
+    match system.sandbox(id) {
+        Some(sandbox) => sandbox.cleanup_at_once().await,
+        None => system.cleanup_sandbox(id).await,
+    }
+}
+
+/// Waits for clean-ups. The first signal lets them end, the second makes it faster, the third leaves.
+async fn to_its_end<T>(
+    work: impl Future<Output = T>,
+    hurry: &watch::Sender<bool>,
+    enders: &mut Enders,
+) -> (T, Option<u8>) {
+    tokio::pin!(work);
+    let mut first = None;
+    loop {
+        let signal = tokio::select! {
+            done = &mut work => return (done, first),
+            signal = enders.next() => signal,
+        };
+        if first.replace(first.unwrap_or(signal)).is_some() && hurry.send_replace(true) {
+            eprintln!("what remains: sandboxctl list; to undo it: sandboxctl cleanup --all");
+            std::process::exit(i32::from(Exit::Signal(signal).number()));
+        }
+    }
+}
+
+/// Takes every sandbox that no living process runs.
+pub(super) async fn claim_all(
+    global: &Global,
+    wished: Vec<SandboxId>,
+    skip_running: bool,
+) -> Result<Vec<(SandboxId, owner::Claim)>, Failure> {
+    let mut claims = Vec::new();
+    for id in wished {
+        match owner::claim_of_the_dead(&global.state_dir, &id).await {
+            Ok(claim) => claims.push((id, claim)),
+            Err(owner::Unclaimed::Runs) if skip_running => tracing::info!("{id} is run by a living process"),
+            Err(owner::Unclaimed::Runs) => return Err(runs(&id)),
+            Err(owner::Unclaimed::Gone) => return Err(unknown(&global.state_dir, &id)),
+            Err(owner::Unclaimed::Other(why)) => return Err(store(&id, why)),
+        }
+    }
+    Ok(claims)
+}
+
+/// What a sandbox's ledger still names.
+pub(super) fn still_there(state_dir: &Path, id: &SandboxId) -> Vec<String> {
+    let seen = read_ledger(state_dir, id.clone());
+    seen.map(|seen| seen.ledger.entries().map(|entry| entry.object.to_string()).collect()).unwrap_or_default()
+}
+
+pub(super) fn interrupted(signal: u8) -> Failure {
+    let what = "interrupted, when all had been done";
+    let mut failure = Failure::early(Code::INTERRUPTED, what, format!("signal {signal}"), "sandboxctl list");
+    failure.state = "nothing was left half done".to_owned();
+    failure.exit = Exit::Signal(signal);
+    failure
+}
+
+pub(super) fn cannot_start(error: &dyn std::fmt::Display) -> Failure {
+    Failure::early(Code::HOST, "cannot start", error, "sandboxctl doctor")
+}
+
+pub(super) fn start(global: &Global) -> Result<ResourceSystem, Failure> {
     let builder = ResourceSystem::builder(world::real()).state_dir(&global.state_dir);
     builder.start().map_err(|error| Failure::early(Code::HOST, "cannot start threads", error, "sandboxctl doctor"))
 }
@@ -158,18 +226,23 @@ fn tell(outcomes: &[(SandboxId, Result<UndoReport, SandboxError>)], as_json: boo
     }
     for (id, outcome) in outcomes {
         let Ok(report) = outcome else { continue };
-        for item in &report.items {
-            let how = match &item.result {
-                Ok(Undone::Undone) => "undone".to_owned(),
-                Ok(Undone::AlreadyGone) => "already gone".to_owned(),
-                Err(error) => format!("LEFT: {error}"),
-            };
-            data(&format!("{id}  {}  {how}\n", item.object));
-        }
+        tell_report(id, report);
     }
 }
 
-fn left(id: &SandboxId, outcome: Result<UndoReport, SandboxError>) -> Option<Failure> {
+/// One line for each object.
+pub(super) fn tell_report(id: &SandboxId, report: &UndoReport) {
+    for item in &report.items {
+        let how = match &item.result {
+            Ok(Undone::Undone) => "undone".to_owned(),
+            Ok(Undone::AlreadyGone) => "already gone".to_owned(),
+            Err(error) => format!("LEFT: {error}"),
+        };
+        data(&format!("{id}  {}  {how}\n", item.object));
+    }
+}
+
+pub(super) fn left(id: &SandboxId, outcome: Result<UndoReport, SandboxError>) -> Option<Failure> {
     match outcome {
         Ok(report) => remains(id, &report),
         Err(error) => Some(super::run::from_library(&format!("cannot clean up sandbox {id}"), &error)),

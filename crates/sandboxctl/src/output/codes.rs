@@ -58,6 +58,9 @@ codes! {
         "The message says for what it waited and what the last sign of life was. The deadlines are keys of\n\
          [runtime.deadlines]; emulation (TCG) may need larger ones.";
     STEP_INTERRUPTED "E0211" "a step was interrupted" "Somebody asked to stop while it ran; it has been undone.";
+    ADOPT "E0212" "a sandbox could not be taken over"
+        "Its VM runs, but something of what its ledger names is gone, or is not what was made. The message\n\
+         names it. `sandboxctl recover` has released the sandbox, since nobody knows what it still has.";
     CONFIG "E0301" "the configuration was refused"
         "A file, variable or flag sets a key to something that it does not accept, or is no TOML.\n\
          The message names the key, what was written, what is accepted, and the fix.\n\
@@ -84,7 +87,9 @@ codes! {
         "`run --timeout` has ended the container. Its sandbox has been cleaned up. The exit code is 124.";
     INTERRUPTED "E0502" "interrupted"
         "A signal (Ctrl-C) has ended the run, and its sandbox has been cleaned up. The exit code is 128\n\
-         plus the signal's number: 130 for Ctrl-C. A second signal shortens the clean-up.";
+         plus the signal's number: 130 for Ctrl-C. A second signal makes the clean-up faster: whatever does\n\
+         not end at once is ended by force. A third leaves, and tells what remains and how to undo it.\n\
+         `recover` ends what it has begun at the first signal and leaves at the second.";
     REMAINS "E0503" "something remains on the host"
         "Not everything that the sandbox had made could be undone. The message names what is left and\n\
          why. `sandboxctl cleanup ID` tries again; it undoes only what the sandbox's ledger proves to\n\

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use sandbox_model::{Instant, PortError, PortResult, port};
 
 use crate::host::{
-    AdoptDaemon, AdoptedDaemon, Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Mounted, Remove, ShareFsHost,
-    Source, StartDaemon, VerifyDaemon,
+    AdoptDaemon, AdoptedDaemon, Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Look, Mounted, Remove, Seen,
+    ShareFsHost, Source, StartDaemon, VerifyDaemon,
 };
 
 /// The Linux host: new mount API (Linux 5.12 or later), openat2, virtiofsd. It needs `CAP_SYS_ADMIN` over its
@@ -69,6 +69,10 @@ impl ShareFsHost for LinuxShareFsHost {
 
     async fn detach(&self, request: Detach, deadline: Instant) -> PortResult<()> {
         on_host("umount2", request.at.absolute(), deadline, move || mounts::detach(&request)).await
+    }
+
+    async fn look(&self, request: Look, deadline: Instant) -> PortResult<Vec<Option<Seen>>> {
+        on_host("statx", request.dir.clone(), deadline, move || mounts::look_at(&request)).await
     }
 
     async fn start_daemon(&self, request: StartDaemon, deadline: Instant) -> PortResult<Daemon> {

@@ -4,7 +4,7 @@
 //! it is taken away only if it is the very one that was attached.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, fstat, openat, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
@@ -13,7 +13,7 @@ use sandbox_model::{ErrorKind, Live, PortError, PortResult};
 
 use super::attributes::{self, Depth, NODEV, NOSUID, Propagation, RDONLY};
 use super::tree::{inode, inode_of, open, refused};
-use crate::host::{Attach, Below, Detach, Export, Mounted, SetId, Source, SourceKind};
+use crate::host::{Attach, Below, Detach, Export, Look, Mounted, Seen, SetId, Source, SourceKind};
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8), which rustix does not name.
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
@@ -27,6 +27,19 @@ struct Found {
 fn look(at: &OwnedFd) -> rustix::io::Result<Found> {
     let seen = statx(at, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | MNT_ID_UNIQUE)?;
     Ok(Found { mount_id: seen.stx_mnt_id, is_root: seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) })
+}
+
+pub(super) fn look_at(request: &Look) -> PortResult<Vec<Option<Seen>>> {
+    let seen = |path: &PathBuf| {
+        let at = Below { dir: request.dir.clone(), path: path.clone() };
+        let place = match open(&at) {
+            Err(error) if error.is_absent() => return Ok(None),
+            other => other?,
+        };
+        let mount_id = look(&place).map_err(refused("statx", &at))?.mount_id;
+        Ok(Some(Seen { inode: inode(&place).map_err(refused("fstat", &at))?, mount_id }))
+    };
+    request.paths.iter().map(seen).collect()
 }
 
 /// Opens what shall be shared. Its path is the host's own and may lead through symlinks; from here

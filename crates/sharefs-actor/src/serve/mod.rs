@@ -1,5 +1,6 @@
 //! How each message is served.
 
+mod adopt;
 mod set_up;
 mod share;
 mod undo;

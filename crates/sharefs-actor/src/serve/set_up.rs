@@ -85,7 +85,7 @@ async fn set_up(
     for (place, mount) in mounts {
         let source = hand.host.open_source(mount.source.clone(), deadline).await;
         let source = source.map_err(|error| bad_source(&mount.source, error))?;
-        let manner = Manner { scope: Scope::Sandbox, access: mount.access, set_id: SetId::Ignored };
+        let manner = Manner { scope: Scope::Sandbox, access: mount.access, set_id: SetId::Ignored, key: None };
         entries.extend(hand.share(&place, source, manner, deadline).await?);
     }
     // Last: what can fail for the caller's fault has not, and the daemon serves a finished tree.

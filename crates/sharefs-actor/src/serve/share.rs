@@ -52,7 +52,7 @@ async fn share_rootfs(hand: &Hand, request: ShareRootfs, deadline: Instant) -> R
     let scope = Scope::Container(request.container.clone());
     let holder = hand.dir.share_rw().join(Place::container(&request.container).path());
     hand.directory(scope.clone(), &holder, deadline).await?;
-    let manner = Manner { scope, access: request.access, set_id: SetId::Honoured };
+    let manner = Manner { scope, access: request.access, set_id: SetId::Honoured, key: None };
     hand.share(&Place::rootfs(&request.container), source, manner, deadline).await?;
     Ok(())
 }
@@ -114,7 +114,8 @@ async fn share_volume(hand: &Hand, ticket: VolumeTicket, deadline: Instant) -> R
     let (place, entries) = match known.get(&key) {
         Some(place) => (place.clone(), Vec::new()),
         None => {
-            let manner = Manner { scope: Scope::Sandbox, access: request.access, set_id: SetId::Ignored };
+            let manner =
+                Manner { scope: Scope::Sandbox, access: request.access, set_id: SetId::Ignored, key: Some(key) };
             let entries = hand.share(&fresh, source, manner, deadline).await?;
             (fresh, entries)
         }

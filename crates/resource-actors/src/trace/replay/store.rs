@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoReport};
+use sandbox_model::layout::SandboxDir;
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoItem, UndoReport, Undone};
 use sandbox_model::lifecycle::ActorName;
-use sandbox_model::{PortResult, SandboxId};
+use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 
-use crate::ledger::{MemoryStore, SandboxStore};
+use crate::ledger::{DIRECTORY_ENTRY, SandboxStore};
+use crate::supervisor::{Progress, SavedSandbox};
+use crate::system::SandboxSpec;
 
 /// What was intended in the trace, by whom, under which number.
 pub(super) type Draws = BTreeMap<ActorName, VecDeque<(EntryId, Scope, HostObject)>>;
@@ -73,10 +76,10 @@ impl Ledger for ReplayLedger {
     }
 }
 
-/// Keeps the one sandbox of a replay.
+/// Keeps the one sandbox of a replay. Where it stands is in the trace, so that is not kept.
 #[derive(Debug)]
 pub(super) struct ReplayStore {
-    memory: MemoryStore,
+    state_dir: PathBuf,
     draws: Draws,
     ledger: Vec<Entry>,
 }
@@ -84,42 +87,39 @@ pub(super) struct ReplayStore {
 impl ReplayStore {
     /// A store whose sandbox draws what `draws` has, and has left `ledger`.
     pub(super) fn new(state_dir: PathBuf, draws: Draws, ledger: Vec<Entry>) -> Self {
-        Self { memory: MemoryStore::new(state_dir), draws, ledger }
-    }
-
-    fn ledger(&self) -> Rc<dyn Ledger> {
-        let open = self.ledger.iter().map(|entry| (entry.id, entry.clone())).collect();
-        let (draws, unknown) = (self.draws.clone().into(), RefCell::default());
-        Rc::new(ReplayLedger { open: RefCell::new(open), draws, unknown })
+        Self { state_dir, draws, ledger }
     }
 }
 
 impl SandboxStore for ReplayStore {
     fn state_dir(&self) -> &Path {
-        self.memory.state_dir()
+        &self.state_dir
     }
 
-    fn create(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
-        self.memory.create(sandbox).map(|_| self.ledger())
+    fn create(&self, spec: &SandboxSpec) -> PortResult<Rc<dyn Ledger>> {
+        self.open(&spec.id)
     }
 
-    fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
-        self.create(sandbox)
+    fn open(&self, _: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
+        let open = self.ledger.iter().map(|entry| (entry.id, entry.clone())).collect();
+        let (draws, unknown) = (self.draws.clone().into(), RefCell::default());
+        Ok(Rc::new(ReplayLedger { open: RefCell::new(open), draws, unknown }))
     }
 
-    fn save(&self, sandbox: &SandboxId, state: &[u8]) -> PortResult<()> {
-        self.memory.save(sandbox, state)
+    fn save(&self, _: &SandboxId, _: Progress) -> PortResult<()> {
+        Ok(())
     }
 
-    fn load(&self, sandbox: &SandboxId) -> PortResult<Vec<u8>> {
-        self.memory.load(sandbox)
+    fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox> {
+        Err(PortError::new(ErrorKind::NotFound, "load", sandbox.as_str(), "a replay keeps nothing"))
     }
 
     fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
-        self.memory.destroy(sandbox)
+        let object = format!("directory {}", SandboxDir::new(&self.state_dir, sandbox).root().display());
+        UndoReport { items: vec![UndoItem { entry: DIRECTORY_ENTRY, object, result: Ok(Undone::Undone) }] }
     }
 
     fn list(&self) -> PortResult<Vec<SandboxId>> {
-        self.memory.list()
+        Ok(Vec::new())
     }
 }

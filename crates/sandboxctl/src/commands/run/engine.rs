@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use resource_actors::trace::TraceFile;
-use resource_actors::{ResourceSystem, SandboxHandle, SandboxSpec};
+use resource_actors::{ResourceSystem, SandboxError, SandboxHandle, SandboxSpec};
 use sandbox_model::ContainerId;
 use sandbox_model::config::SandboxConfig;
+use sandbox_model::ledger::UndoReport;
 use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::trace::{Header, TRACE_VERSION};
 use serde_json::json;
@@ -15,10 +16,10 @@ use sha2::Digest;
 
 use super::container::{Container, Life};
 use super::failures::{from_library, undone};
-use super::signals::Enders;
 use super::{Job, plan};
 use crate::cli::{Global, RunArgs};
-use crate::commands::sandboxes::remains;
+use crate::commands::sandboxes::{remains, still_there};
+use crate::commands::signals::Enders;
 use crate::mode::{HostMode, VmmMode};
 use crate::output::steps::Steps;
 use crate::output::{Code, Exit, Failure};
@@ -121,34 +122,31 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
     if let Err(error) = &telling {
         tracing::warn!("`sandboxctl top` will not show this sandbox: {error}");
     }
-    let end = live(&sandbox, args, job, &mut enders).await;
-    let is_told = matches!(end, End::Signal(_));
-    let taken_away = async {
-        let outcome = take_away(&sandbox, job, end).await;
-        if let Ok(telling) = telling {
-            telling.abort();
-        }
-        system.shutdown().await;
-        outcome
-    };
-    let outcome = tokio::select! {
-        outcome = taken_away => outcome,
-        signal = impatience(&mut enders, is_told) => {
-            eprintln!("sandbox {} was left as it is; what remains of it: sandboxctl cleanup {}", job.id, job.id);
-            process::exit(i32::from(Exit::Signal(signal).number()));
-        }
-    };
+    let life = Life::default();
+    let end = live(&sandbox, args, job, &life, &mut enders).await;
+    let outcome = give_back(&sandbox, global, job, &end, &life, &mut enders).await;
+    if let Ok(telling) = telling {
+        telling.abort();
+    }
+    tokio::select! {
+        _ = system.shutdown() => {}
+        signal = enders.next() => leave(global, job, signal),
+    }
     drop(claim);
-    outcome
+    tell(job, end, outcome)
 }
 
-/// The second signal to end. One that comes when the container has ended asks for what is being done
-/// already.
-async fn impatience(enders: &mut Enders, is_told: bool) -> u8 {
-    if !is_told {
-        enders.next().await;
-    }
-    enders.next().await
+/// Ends the process with the sandbox as it is.
+fn leave(global: &Global, job: &Job, signal: u8) -> ! {
+    let left = still_there(&global.state_dir, &job.id);
+    let list: String = left.iter().map(|object| format!("  {object}\n")).collect();
+    eprint!(
+        "sandbox {} was left with {} objects:\n{list}to undo them: sandboxctl cleanup {}\n",
+        job.id,
+        left.len(),
+        job.id
+    );
+    process::exit(i32::from(Exit::Signal(signal).number()));
 }
 
 /// In a user namespace root is not the host's root, and has no cgroups.
@@ -158,27 +156,21 @@ fn is_first_user_namespace() -> bool {
 }
 
 /// From preparation to the container's end, whichever way that comes.
-async fn live(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, enders: &mut Enders) -> End {
-    let life = Life::default();
+async fn live(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, life: &Life, enders: &mut Enders) -> End {
     let limit = async {
         match args.timeout {
             Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             None => std::future::pending().await,
         }
     };
-    let end = tokio::select! {
-        outcome = run(sandbox, args, job, &life) => match outcome {
+    tokio::select! {
+        outcome = run(sandbox, args, job, life) => match outcome {
             Ok(code) => End::Exited(code),
             Err(failure) => End::Failed(failure),
         },
         signal = enders.next() => End::Signal(signal),
         () = limit => End::TimedOut,
-    };
-    if let (End::Signal(_) | End::TimedOut, Some(process)) = (&end, life.process()) {
-        let grace = Duration::from_millis(job.config.runtime.deadlines.term_ms);
-        process.end(if let End::Signal(signal) = end { signal } else { 15 }, grace).await;
     }
-    end
 }
 
 async fn run(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, life: &Life) -> Result<i32, Failure> {
@@ -194,8 +186,40 @@ async fn run(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, life: &Life) ->
     Container { sandbox, job, variables: &args.env }.run(life).await
 }
 
-/// Gives everything back, and decides how the run is told.
-async fn take_away(sandbox: &SandboxHandle, job: &Job, end: End) -> Result<u8, Failure> {
+/// Gives everything back. A signal makes that faster, another one lets it be. One that comes when the
+/// container has ended by itself asks for what is being done already.
+async fn give_back(
+    sandbox: &SandboxHandle,
+    global: &Global,
+    job: &Job,
+    end: &End,
+    life: &Life,
+    enders: &mut Enders,
+) -> Result<UndoReport, SandboxError> {
+    let is_told = matches!(end, End::Signal(_));
+    let impatience = async {
+        if !is_told {
+            enders.next().await;
+        }
+        enders.next().await
+    };
+    tokio::select! {
+        report = take_away(sandbox, job, end, life) => return report,
+        _ = impatience => {}
+    }
+    job.progress.note("in haste: whatever does not end at once is ended by force");
+    tokio::select! {
+        report = sandbox.cleanup_at_once() => report,
+        signal = enders.next() => leave(global, job, signal),
+    }
+}
+
+/// Ends the container, then the VM, then the sandbox.
+async fn take_away(sandbox: &SandboxHandle, job: &Job, end: &End, life: &Life) -> Result<UndoReport, SandboxError> {
+    if let (End::Signal(_) | End::TimedOut, Some(process)) = (end, life.process()) {
+        let grace = Duration::from_millis(job.config.runtime.deadlines.term_ms);
+        process.end(if let End::Signal(signal) = end { *signal } else { 15 }, grace).await;
+    }
     if let Ok(container) = ContainerId::new(job.id.as_str())
         && matches!(end, End::Exited(_))
         && let Err(error) = sandbox.release_container(container).await
@@ -208,10 +232,12 @@ async fn take_away(sandbox: &SandboxHandle, job: &Job, end: End) -> Result<u8, F
     {
         tracing::warn!("{error}");
     }
-    let report = match sandbox.cleanup().await {
-        Ok(report) => report,
-        Err(error) => return Err(from_library(&format!("cannot clean up sandbox {}", job.id), &error)),
-    };
+    sandbox.cleanup().await
+}
+
+/// Decides how the run is told.
+fn tell(job: &Job, end: End, outcome: Result<UndoReport, SandboxError>) -> Result<u8, Failure> {
+    let report = outcome.map_err(|error| from_library(&format!("cannot clean up sandbox {}", job.id), &error))?;
     let state = undone(&report);
     let mut left = remains(&job.id, &report);
     if job.mode.host == HostMode::Private

@@ -1,36 +1,8 @@
-//! Signals: some end the run, some are the container's.
+//! Signals that are the container's.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// Those that end a run: SIGINT, SIGTERM, SIGHUP.
-#[derive(Debug)]
-pub(super) struct Enders {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Enders {
-    /// From now on these signals no longer end the process by themselves.
-    pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The number of the next one.
-    pub(super) async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 2,
-            _ = self.terminate.recv() => 15,
-            _ = self.hangup.recv() => 1,
-        }
-    }
-}
 
 /// Those that are passed on: SIGQUIT, SIGUSR1, SIGUSR2; and SIGWINCH, which a terminal sends.
 #[derive(Debug)]
