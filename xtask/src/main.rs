@@ -3,8 +3,10 @@
 
 mod cpio;
 mod example_bundle;
+mod faults;
 mod guest_image;
 mod kernel;
+mod mutants;
 mod packages;
 mod run;
 mod summary;
@@ -21,6 +23,7 @@ const USAGE: &str = "usage: cargo xtask <command>
 
   run [-- ARGUMENTS]  run the example in a virtual machine, or sandboxctl with ARGUMENTS
   test                run every check and every test
+  faults              let everything fail, tier by tier: [--tier S|mutants]... [--quick] [--record]
 
   guest-image         build the guest: target/guest/{vmlinux,initrd.cpio}
   example-bundle      build a small container: target/example/bundle/{config.json,rootfs}";
@@ -33,6 +36,10 @@ fn main() -> Result<ExitCode> {
             return run::run(rest.strip_prefix(&[OsString::from("--")]).unwrap_or(rest));
         }
         Some("test") => return test::test(),
+        Some("faults") => {
+            let rest: Vec<String> = arguments[1..].iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            return faults::faults(&rest);
+        }
         Some("guest-image") => {
             let (kernel, initrd) = guest_image::build()?;
             println!("{}\n{}", kernel.display(), initrd.display());

@@ -1,11 +1,14 @@
 //! A simulated host as a whole: what outlives our process, and what can befall it.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use network_actor::view::{Address, Link, NamespaceView, Route};
+use network_actor::view::{Address, Link, NamespaceView, Neighbor, Route};
 use resource_actors::host::PathKind;
+use resource_actors::system::Intercept;
 use resource_actors::{Ports, ResourceSystem};
+use sandbox_model::ledger::Ledger;
 use sandbox_model::network::{IpNet, MacAddress};
 use sandbox_model::trace::TraceSink;
 use sandbox_model::{PortResult, SandboxId};
@@ -18,7 +21,6 @@ use crate::{
 
 /// A world, a store and the parties in it. A process of ours is a [`ResourceSystem`] on it; when one
 /// dies, the next finds the host as it was left.
-#[derive(Debug)]
 pub struct SimulatedHost {
     /// What exists.
     pub world: Arc<World>,
@@ -27,7 +29,28 @@ pub struct SimulatedHost {
     /// What goes wrong.
     pub faults: Arc<Injector>,
     ports: Ports,
+    vmms: SimulatedVmmFactory,
     facts: SimulatedFacts,
+    intercepts: Intercepts,
+    ledgers: Option<WrapLedger>,
+}
+
+/// Puts a ledger of a test's own around one of the store's.
+pub type WrapLedger = Arc<dyn Fn(Rc<dyn Ledger>) -> Rc<dyn Ledger> + Send + Sync>;
+
+#[derive(Clone, Default)]
+struct Intercepts(Vec<Intercept>);
+
+impl std::fmt::Debug for Intercepts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} interceptors", self.0.len())
+    }
+}
+
+impl std::fmt::Debug for SimulatedHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimulatedHost({:?}, {:?})", self.faults, self.intercepts)
+    }
 }
 
 impl SimulatedHost {
@@ -59,10 +82,11 @@ impl SimulatedHost {
             cgroup: Arc::new(SimulatedCgroupHost::new(world.clone())),
             device: Arc::new(SimulatedDeviceHost::new(world.clone())),
         };
-        let hook_world = world.clone();
-        faults.on_death(Box::new(move |sandbox, peer| bury(&hook_world, &vmms, sandbox, peer)));
+        let (hook_world, undertaker) = (world.clone(), vmms.clone());
+        faults.on_death(Box::new(move |sandbox, peer| bury(&hook_world, &undertaker, sandbox, peer)));
         let store = SimulatedStore::new("/run/simulated", faults.clone());
-        Self { world, store, faults, ports, facts: SimulatedFacts::default() }
+        let facts = SimulatedFacts::default();
+        Self { world, store, faults, ports, vmms, facts, intercepts: Intercepts::default(), ledgers: None }
     }
 
     /// Lets a path be something else than a directory; `None` is not there.
@@ -70,12 +94,30 @@ impl SimulatedHost {
         self.facts.kinds.insert(path.into(), kind);
     }
 
+    /// Lets VMs want a control socket, as QEMU does.
+    pub fn give_vmms_a_socket(&self) {
+        self.vmms.give_a_socket();
+    }
+
+    /// Puts an interceptor around all ports, outside of the faults: for processes that begin later.
+    pub fn intercept(&mut self, intercept: Intercept) {
+        self.intercepts.0.push(intercept);
+    }
+
+    /// Puts something around every ledger: for processes that begin later.
+    pub fn wrap_ledgers(&mut self, wrap: WrapLedger) {
+        self.ledgers = Some(wrap);
+    }
+
     /// A process of ours on the `LocalSet` of the caller.
     pub fn process(&self, sink: Option<Arc<dyn TraceSink>>) -> ResourceSystem {
         let mut builder = ResourceSystem::builder(self.ports.clone())
-            .store(Arc::new(self.store.clone()))
+            .store(Arc::new(self.store.clone().wrapped(self.ledgers.clone())))
             .facts(Arc::new(self.facts.clone()))
             .intercept(self.faults.intercept());
+        for intercept in &self.intercepts.0 {
+            builder = builder.intercept(intercept.clone());
+        }
         if let Some(sink) = sink {
             builder = builder.trace(sink);
         }
@@ -117,6 +159,13 @@ pub fn pod_view(kinds: &[&str]) -> NamespaceView {
         let address = std::net::Ipv4Addr::new(10, 20, number, 2).into();
         view.addresses.push(Address { link: index, net: IpNet { address, prefix: 24 } });
     }
+    view.neighbors.push(Neighbor {
+        link: 2,
+        address: std::net::Ipv4Addr::new(10, 20, 0, 1).into(),
+        mac: MacAddress([0x02, 0, 0, 0, 0, 1]),
+        state: 0x80,
+        flags: 0,
+    });
     view.routes.push(Route {
         link: 2,
         destination: None,

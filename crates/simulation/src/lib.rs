@@ -18,7 +18,7 @@ pub use agent::{SimulatedAgent, SimulatedAgentFactory};
 pub use cgroup::SimulatedCgroupHost;
 pub use device::SimulatedDeviceHost;
 pub use fault::{Fault, Faults, Injector};
-pub use host::{SimulatedHost, pod_view};
+pub use host::{SimulatedHost, WrapLedger, pod_view};
 pub use ledger::MemoryLedger;
 pub use network::SimulatedNetwork;
 pub use ports::{SimulatedFacts, simulated_ports};

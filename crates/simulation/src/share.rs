@@ -108,7 +108,11 @@ impl ShareFsHost for SimulatedShareFs {
     }
 
     async fn detach(&self, request: Detach, _: Instant) -> PortResult<()> {
-        self.remove("umount2", MOUNT, &request.at, request.mount_id)
+        let point = request.at.absolute();
+        self.remove("umount2", MOUNT, &request.at, request.mount_id)?;
+        // As MNT_DETACH: what is mounted below goes along.
+        self.world.remove_below(MOUNT, &format!("{}/", text(&point)));
+        Ok(())
     }
 
     async fn look(&self, request: Look, _: Instant) -> PortResult<Vec<Option<Seen>>> {

@@ -15,6 +15,7 @@ use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 
 use crate::Injector;
 use crate::fault::Word;
+use crate::host::WrapLedger;
 
 /// The simulated kernel has booted once.
 const BOOT: &str = "simulated";
@@ -23,11 +24,18 @@ const DIRECTORY_ENTRY: EntryId = EntryId(0);
 
 /// Keeps sandboxes in memory, in the form in which they would be on disk. Cheap to clone; a process
 /// that dies leaves it to the next.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SimulatedStore {
     state_dir: PathBuf,
     disk: Arc<Mutex<Disk>>,
     faults: Arc<Injector>,
+    wrap: Option<WrapLedger>,
+}
+
+impl std::fmt::Debug for SimulatedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimulatedStore({})", self.state_dir.display())
+    }
 }
 
 type Disk = BTreeMap<SandboxId, OnDisk>;
@@ -54,7 +62,13 @@ pub struct Kept {
 impl SimulatedStore {
     /// An empty store whose sandboxes believe to live below `state_dir`.
     pub fn new(state_dir: impl Into<PathBuf>, faults: Arc<Injector>) -> Self {
-        Self { state_dir: state_dir.into(), disk: Arc::default(), faults }
+        Self { state_dir: state_dir.into(), disk: Arc::default(), faults, wrap: None }
+    }
+
+    /// The same store, with something around every ledger that it hands out.
+    #[must_use]
+    pub(crate) fn wrapped(self, wrap: Option<WrapLedger>) -> Self {
+        Self { wrap, ..self }
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -91,7 +105,12 @@ impl SimulatedStore {
 
     fn ledger(&self, sandbox: &SandboxId, table: LedgerTable) -> Rc<dyn Ledger> {
         let owners = table.entries().map(|entry| (entry.id, entry.actor)).collect();
-        Rc::new(LineLedger::new(SimulatedFile { store: self.clone(), sandbox: sandbox.clone(), owners }, table))
+        let file = SimulatedFile { store: self.clone(), sandbox: sandbox.clone(), owners };
+        let ledger: Rc<dyn Ledger> = Rc::new(LineLedger::new(file, table));
+        match &self.wrap {
+            Some(wrap) => wrap(ledger),
+            None => ledger,
+        }
     }
 }
 
@@ -207,8 +226,10 @@ impl SimulatedFile {
         on_disk.kept.ledger.push_str(&String::from_utf8_lossy(line));
         on_disk.revision += 1;
         if let Ok(record) = serde_json::from_slice::<Record>(line) {
-            // A record that does not follow is found when the ledger is read.
-            let _ = on_disk.table.apply(&record);
+            if let Err(violation) = on_disk.table.apply(&record) {
+                // A reader would refuse the whole ledger for it.
+                self.store.faults.note(format!("the ledger on disk holds {record:?}: {violation}"));
+            }
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! A simulated VM: it keeps devices, vCPUs and memory as numbers.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
@@ -31,6 +32,8 @@ pub struct SimulatedVmm {
     world: Arc<World>,
     sandbox: SandboxId,
     machine: Mutex<Arc<Machine>>,
+    /// Sockets that it wants in the sandbox's directory.
+    sockets: Vec<PathBuf>,
 }
 
 /// One simulated VM, whoever holds a client of it.
@@ -80,7 +83,7 @@ fn path_of(slot: PciSlot) -> PciPath {
 impl SimulatedVmm {
     /// A VM that has not started.
     pub fn new(world: Arc<World>, sandbox: SandboxId) -> Self {
-        Self { world, sandbox, machine: Mutex::default() }
+        Self { world, sandbox, machine: Mutex::default(), sockets: Vec::new() }
     }
 
     fn machine(&self) -> Arc<Machine> {
@@ -139,7 +142,7 @@ impl Hypervisor for SimulatedVmm {
             share_fs: true,
             vcpu_hotplug: true,
             memory_hotplug: true,
-            sockets: Vec::new(),
+            sockets: self.sockets.clone(),
         })
     }
 
@@ -297,12 +300,18 @@ impl Hypervisor for SimulatedVmm {
 pub struct SimulatedVmmFactory {
     world: Arc<World>,
     made: Arc<Mutex<BTreeMap<SandboxId, Weak<SimulatedVmm>>>>,
+    has_socket: Arc<AtomicBool>,
 }
 
 impl SimulatedVmmFactory {
     /// For `world`.
     pub fn new(world: Arc<World>) -> Self {
-        Self { world, made: Arc::default() }
+        Self { world, made: Arc::default(), has_socket: Arc::default() }
+    }
+
+    /// Lets every VM that is made from now on want a control socket, as QEMU does.
+    pub fn give_a_socket(&self) {
+        self.has_socket.store(true, Ordering::Relaxed);
     }
 
     /// Ends the VMs of `sandbox` as a fault does, whoever holds a client of them.
@@ -321,8 +330,10 @@ impl SimulatedVmmFactory {
 }
 
 impl VmmFactory for SimulatedVmmFactory {
-    fn create(&self, sandbox: &SandboxId, _: &Path, _: &SandboxConfig) -> PortResult<Arc<dyn Hypervisor>> {
-        let vmm = Arc::new(SimulatedVmm::new(self.world.clone(), sandbox.clone()));
+    fn create(&self, sandbox: &SandboxId, dir: &Path, _: &SandboxConfig) -> PortResult<Arc<dyn Hypervisor>> {
+        let mut vmm = SimulatedVmm::new(self.world.clone(), sandbox.clone());
+        vmm.sockets.extend(self.has_socket.load(Ordering::Relaxed).then(|| dir.join("vmm.sock")));
+        let vmm = Arc::new(vmm);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.insert(sandbox.clone(), Arc::downgrade(&vmm));
         Ok(vmm)

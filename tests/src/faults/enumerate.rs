@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use simulation::fault::{Errno, FaultPlan, Mode, Peer, PlannedFault, Seed, Site, applicable, seeded_plan};
 
-use super::{Reference, Report, run, setting};
+use super::{Break, Reference, Report, run, setting};
 use crate::lifecycles::{LIFECYCLES, Lifecycle, lifecycle};
 
 /// A life, and what it is without a fault.
@@ -121,7 +121,13 @@ impl Tally {
     pub fn run_all(&mut self, dry: &Dry, plans: impl IntoIterator<Item = FaultPlan>) {
         let begun = Instant::now();
         for plan in plans {
-            self.add(&run(&dry.life, &plan, Some(&dry.reference)));
+            let mut report = run(&dry.life, &plan, Some(&dry.reference));
+            // What was generated from a site must strike there.
+            let first = plan.faults.first().filter(|fault| dry.sites.contains(&fault.site));
+            if let Some(missed) = first.filter(|fault| !report.struck.iter().any(|hit| fault.site.covers(&hit.site))) {
+                report.breaks.push(Break { rule: "F1", what: format!("{missed} did not strike") });
+            }
+            self.add(&report);
         }
         self.took += begun.elapsed();
     }
@@ -167,4 +173,68 @@ pub const SECOND: [Mode; 10] = [
     Mode::Partial,
     Mode::Resource(Errno::Ebusy),
     Mode::Dies(Peer::Vmm),
+];
+
+/// A plan in which many parties are slow, by a seed.
+pub fn slowed(dry: &Dry, seed: u64) -> FaultPlan {
+    let mut seed = Seed(seed);
+    let is_port = |site: &&Site| !matches!(site.port.as_str(), "ledger" | "store") && site.method != "wait_exit";
+    let calls: Vec<Site> = dry.sites.iter().filter(is_port).cloned().collect();
+    let slow = |site: Site| PlannedFault { site, mode: Mode::Slow };
+    FaultPlan { faults: (0..20).filter_map(|_| seed.one_of(&calls).cloned()).map(slow).collect() }
+}
+
+/// Methods of ports that no life calls, nor what a fault leads to, besides those that are the runtime's
+/// own to call.
+///
+/// # Panics
+/// Never: the plans below are plans.
+pub fn unmet(dry_runs: &[Dry]) -> Vec<String> {
+    let mut met: BTreeSet<String> = dry_runs.iter().flat_map(|dry| dry.sites.iter().map(Site::call)).collect();
+    for (id, plan) in ONLY_AFTER {
+        let plan: FaultPlan = plan.parse().expect("a literal plan");
+        let dry = dry_runs.iter().find(|dry| dry.life.id == id);
+        let report = dry.map(|dry| run(&dry.life, &plan, Some(&dry.reference)));
+        met.extend(report.iter().flat_map(|report| report.sites.iter().map(Site::call)));
+    }
+    let all = [
+        (hypervisor::HypervisorProxy::PORT, hypervisor::HypervisorProxy::METHODS),
+        (guest_agent::GuestAgentProxy::PORT, guest_agent::GuestAgentProxy::METHODS),
+        (network_actor::NetworkHostProxy::PORT, network_actor::NetworkHostProxy::METHODS),
+        (sharefs_actor::ShareFsHostProxy::PORT, sharefs_actor::ShareFsHostProxy::METHODS),
+        (cgroup_actor::host::CgroupHostProxy::PORT, cgroup_actor::host::CgroupHostProxy::METHODS),
+        (device_actor::host::DeviceHostProxy::PORT, device_actor::host::DeviceHostProxy::METHODS),
+        (resource_actors::host::HostFactsProxy::PORT, resource_actors::host::HostFactsProxy::METHODS),
+    ];
+    let names = all.iter().flat_map(|(port, methods)| methods.iter().map(move |method| format!("{port}.{method}")));
+    names.filter(|name| !met.contains(name) && !NOT_OURS.contains(&name.as_str())).collect()
+}
+
+/// Faults after which a party is asked what is true.
+const ONLY_AFTER: [(&str, &str); 2] =
+    [("L5", "device:hypervisor.remove_device#1=E"), ("L1", "supervisor:guest-agent.connect#1=E")];
+
+/// What only a runtime calls, through the agent that a handle gives it; and what only a process calls
+/// that takes over what another has left, which lives do not do yet.
+const NOT_OURS: [&str; 20] = [
+    "hypervisor.adopt_vm",
+    "share-fs-host.adopt_daemon",
+    "device-host.adopt_daemon",
+    "guest-agent.check",
+    "guest-agent.create_sandbox",
+    "guest-agent.destroy_sandbox",
+    "guest-agent.create_container",
+    "guest-agent.start_container",
+    "guest-agent.remove_container",
+    "guest-agent.update_container",
+    "guest-agent.exec_process",
+    "guest-agent.signal_process",
+    "guest-agent.wait_process",
+    "guest-agent.read_stdout",
+    "guest-agent.read_stderr",
+    "guest-agent.write_stdin",
+    "guest-agent.close_stdin",
+    "guest-agent.resize_terminal",
+    "guest-agent.copy_file",
+    "guest-agent.oom_event",
 ];

@@ -45,6 +45,7 @@ pub fn setting() -> Setting {
 pub fn ground(plan: FaultPlan) -> SimulatedHost {
     let view = pod_view(&["veth", "macvlan", "vlan"]);
     let mut host = SimulatedHost::with_pod(plan, POD, view).expect("the world is empty");
+    host.give_vmms_a_socket();
     host.set_kind(VOLUME_DISK, Some(PathKind::BlockDevice));
     for (kind, name) in STRANGERS {
         host.world.make("somebody else makes", kind, name).expect("the names differ");

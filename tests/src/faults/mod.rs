@@ -1,14 +1,18 @@
 //! Whatever fails, nothing is left behind: lives on a simulated host, in virtual time, with faults.
 
+pub mod bytes;
 pub mod enumerate;
 mod ground;
+pub mod mutants;
+pub mod prefix;
 mod run;
 mod watch;
 
 use simulation::World;
 
+pub use bytes::from_bytes;
 pub use ground::{ground, setting};
-pub use run::{Reference, Report, run};
+pub use run::{Reference, Report, run, run_on};
 pub use watch::{Break, Watch};
 
 use crate::invariants::Objects;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use resource_actors::SandboxHandle;
 use sandbox_model::SandboxId;
 use sandbox_model::trace::{Event, TraceSink};
-use simulation::fault::Mode;
+use simulation::fault::{Mode, PlannedFault};
 use simulation::{Injector, SimulatedHost, SimulatedStore, World};
 use tokio::time::Instant;
 
@@ -27,8 +27,14 @@ impl std::fmt::Display for Break {
     }
 }
 
-/// Breaks that are kept of one run: more of them say no more.
-const BREAKS_MAX: usize = 20;
+/// Breaks of one rule that are kept of one run: more of them say no more.
+const BREAKS_MAX: usize = 3;
+
+fn keep(breaks: &mut Vec<Break>, broken: Break) {
+    if breaks.iter().filter(|other| other.rule == broken.rule).count() < BREAKS_MAX {
+        breaks.push(broken);
+    }
+}
 
 /// The watch over one run.
 #[derive(Debug)]
@@ -51,6 +57,7 @@ struct Seen {
     world: u64,
     ledger: Option<u64>,
     vmm_lied: bool,
+    disk_lags: bool,
     breaks: Vec<Break>,
     events: u64,
 }
@@ -100,10 +107,7 @@ impl Watch {
 
     /// Notes what a run found beside the rules of the scene.
     pub fn found(&self, rule: &'static str, what: impl Into<String>) {
-        let mut seen = self.seen();
-        if seen.breaks.len() < BREAKS_MAX {
-            seen.breaks.push(Break { rule, what: what.into() });
-        }
+        keep(&mut self.seen().breaks, Break { rule, what: what.into() });
     }
 
     /// What did not hold.
@@ -130,11 +134,11 @@ impl Watch {
             seen.world = world;
             seen.objects = self.world.objects();
         }
-        if let Event::Called { .. } = event {
-            let lied =
-                |fault: &simulation::fault::PlannedFault| fault.mode == Mode::Lie && fault.site.port == "hypervisor";
-            seen.vmm_lied = seen.vmm_lied || self.faults.has_struck(lied);
-        }
+        let lied = |fault: &PlannedFault| fault.mode == Mode::Lie && fault.site.port == "hypervisor";
+        let refused =
+            |fault: &PlannedFault| fault.site.port == "ledger" && matches!(fault.mode, Mode::Error | Mode::Resource(_));
+        seen.vmm_lied = seen.vmm_lied || self.faults.has_struck(lied);
+        seen.disk_lags = seen.disk_lags || self.faults.has_struck(refused);
         let found = self.store.with_table(&self.sandbox, |ledger| {
             let revision = ledger.map(|(_, revision)| revision);
             has_changed |= seen.ledger != revision;
@@ -147,6 +151,7 @@ impl Watch {
                 ledger: ledger.map(|(table, _)| table),
                 has_changed,
                 handle: seen.handle.as_ref(),
+                disk_lags: seen.disk_lags,
                 vmm_lied: seen.vmm_lied,
             };
             let mut found = Vec::new();
@@ -157,8 +162,9 @@ impl Watch {
             }
             found
         });
-        let room = BREAKS_MAX.saturating_sub(seen.breaks.len());
-        seen.breaks.extend(found.into_iter().take(room));
+        for broken in found {
+            keep(&mut seen.breaks, broken);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sandbox_model::ledger::{HostObject, Identity};
+use sandbox_model::ledger::{HostObject, Identity, Record};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::trace::Event;
 use serde_json::Value;
@@ -20,17 +20,28 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// I31: a mount that the ledger calls done is there with that identity; nothing is detached while
 /// something is mounted below it.
-fn mounts_fit(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
+fn mounts_fit(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
+    if let Event::Noted { record: Record::UndoIntent { entry }, .. } = scene.event {
+        memory.tried.insert(entry.0);
+    }
     if let Some(call) = scene.called().filter(|call| call.is("share-fs-host", "detach") && call.reply().is_some()) {
         let at = call.request.get("at").ok_or("a mount without a place")?;
         let text = |name| at.get(name).and_then(Value::as_str).unwrap_or_default();
         let point = Path::new(text("dir")).join(text("path"));
-        let below = scene.ours("mount").find(|name| Path::new(name) != point && Path::new(name).starts_with(&point));
-        if let Some(below) = below {
-            return Err(format!("{} is detached below {below}", point.display()));
+        // One that could not be detached by itself goes along with its parent.
+        let untried = scene.ledger.into_iter().flat_map(|table| table.entries()).find(|entry| match &entry.object {
+            HostObject::Mount { target, .. } => {
+                *target != point && target.starts_with(&point) && !memory.tried.contains(&entry.id.0)
+            }
+            _ => false,
+        });
+        if let Some(below) = untried {
+            return Err(format!("{} is detached before {}", point.display(), below.object));
         }
     }
-    let (Some(table), Event::Replied { .. }) = (scene.ledger, scene.event) else { return Ok(()) };
+    let (Some(table), Event::Replied { .. }, false) = (scene.ledger, scene.event, scene.disk_lags) else {
+        return Ok(());
+    };
     for entry in table.entries() {
         let (HostObject::Mount { target, .. }, Some(Identity::Mount { mount_id })) = (&entry.object, &entry.identity)
         else {
@@ -67,7 +78,7 @@ fn read_only_from_the_start(scene: &Scene<'_>, memory: &mut Memory) -> Result<()
 
 /// I35: no two entries name the same mount point.
 fn paths_are_one_to_one(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
-    let Some(table) = scene.ledger.filter(|_| scene.has_changed) else { return Ok(()) };
+    let Some(table) = scene.ledger.filter(|_| scene.has_changed && !scene.disk_lags) else { return Ok(()) };
     let mut targets = std::collections::BTreeSet::new();
     for entry in table.entries() {
         if let HostObject::Mount { target, .. } = &entry.object

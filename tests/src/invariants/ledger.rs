@@ -21,11 +21,12 @@ pub(super) const CHECKS: &[Check] = &[
 /// holder is of a container that is gone. Looked at when the supervisor has answered.
 fn holds_fit(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
     let (Some(table), Event::Replied { place, message, .. }) = (scene.ledger, scene.event) else { return Ok(()) };
-    let Some(handle) = scene.handle else { return Ok(()) };
+    let Some(handle) = scene.handle.filter(|_| !scene.disk_lags) else { return Ok(()) };
     if place.actor != ActorName::Supervisor || matches!(message.as_str(), "Stop" | "VmExited") {
         return Ok(());
     }
-    if !matches!(handle.status().state, sandbox_model::lifecycle::LifecycleState::Running) {
+    let vm_lives = scene.ours("process").any(|name| name.starts_with(scene.sandbox.as_str()));
+    if !vm_lives || !matches!(handle.status().state, sandbox_model::lifecycle::LifecycleState::Running) {
         return Ok(());
     }
     let held: BTreeSet<&str> = table
@@ -136,6 +137,9 @@ fn recorded(scene: &Scene<'_>, table: &LedgerTable) -> BTreeSet<(&'static str, S
 fn records_follow(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
     use sandbox_model::ledger::Record;
     let (Some(table), Event::Noted { record, .. }) = (scene.ledger, scene.event) else { return Ok(()) };
+    if scene.disk_lags {
+        return Ok(());
+    }
     match record {
         Record::Intent { entry, .. } | Record::UndoIntent { entry } | Record::UndoFailed { entry, .. }
             if table.entry(*entry).is_none() =>

@@ -61,6 +61,8 @@ pub struct Scene<'a> {
     pub has_changed: bool,
     /// The sandbox, once there is one.
     pub handle: Option<&'a SandboxHandle>,
+    /// Whether a record was refused: then the ledger on disk says less than the one in memory.
+    pub disk_lags: bool,
     /// Whether a VMM has lied: then nobody can know what its VM holds.
     pub vmm_lied: bool,
 }
@@ -88,6 +90,8 @@ pub struct Memory {
     pub(crate) is_untold: bool,
     /// The entry that each actor began to undo last, in the message that it serves.
     pub(crate) undoing: BTreeMap<ActorName, (Option<u64>, u64)>,
+    /// Entries whose undo was tried.
+    pub(crate) tried: BTreeSet<u64>,
     /// The driver that each function had before it was handed over.
     pub(crate) drivers: BTreeMap<String, Value>,
     /// Whether this process only cleans up after one that died.

@@ -17,7 +17,7 @@ use simulation::fault::Peer;
 use super::{Act, Command, Lifecycle, Setting};
 
 /// The names of the lives, with what is in each.
-pub const LIFECYCLES: [(&str, &str); 14] = [
+pub const LIFECYCLES: [(&str, &str); 15] = [
     ("L1", "a bare VM"),
     ("L2", "one endpoint with its filters"),
     ("L3", "a shared directory, a container, three volumes"),
@@ -32,6 +32,7 @@ pub const LIFECYCLES: [(&str, &str); 14] = [
     ("L11", "interrupted, stopped or given up at every step"),
     ("L12", "everything, three containers"),
     ("L13", "the host's other ways: kernel vsock, a cgroup of the caller's, pinned vCPUs, an own network"),
+    ("L14", "a cgroup of systemd's, which is refused where systemd does not run"),
 ];
 
 /// The life of that name, or `None` if there is none or the setting lacks what it needs.
@@ -56,6 +57,10 @@ pub fn lifecycle(id: &str, setting: &Setting) -> Option<Lifecycle> {
             config.runtime.enable_vcpus_pinning = true;
             cgroups_path = Some("/pods/life".to_owned());
             l13(setting)
+        }
+        "L14" => {
+            cgroups_path = Some("system.slice:sandbox:life".to_owned());
+            asks([Command::Prepare(vec![vsock()]), Command::Cleanup])
         }
         _ => return None,
     };

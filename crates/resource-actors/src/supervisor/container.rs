@@ -8,7 +8,7 @@ use device_actor::{AttachDevice, AttachOciDevices};
 use oci_spec::runtime::Mount;
 use sandbox_model::device::{Access, BlockDevice, DeviceConfig, DiskFormat};
 use sandbox_model::layout::{GUEST_SHARED_DIR, GUEST_STORAGE, PASSTHROUGH};
-use sandbox_model::ledger::{Scope, UndoReport, VmFate};
+use sandbox_model::ledger::{Entry, HostObject, Scope, UndoReport, VmFate};
 use sandbox_model::request::{
     AppliedResources, GuestDevices, GuestRootfs, GuestVolumes, ResourceUpdate, RootfsRequest, RootfsSource,
 };
@@ -213,6 +213,18 @@ impl Step for UpdateLinuxResources {
     }
 }
 
+/// Whether a device or binding was let go of by its last holder and could not be taken away: nobody
+/// else will ask for it before the sandbox ends.
+fn is_left_over(entry: &Entry, live: &[Entry]) -> bool {
+    let name = match &entry.object {
+        HostObject::VmDevice { device, .. } => device.as_str(),
+        HostObject::VfioBinding { bdf, .. } => bdf.as_str(),
+        _ => return false,
+    };
+    let is_hold = |other: &Entry| matches!(&other.object, HostObject::Hold { object } if object == name);
+    !live.iter().any(is_hold)
+}
+
 impl Step for ReleaseContainer {
     type Done = UndoReport;
     const KIND: StepKind = StepKind::ReleaseContainer;
@@ -223,7 +235,9 @@ impl Step for ReleaseContainer {
             let kept = crew.keep_open(OpenStep::Release(self.container.clone()), &facts);
             kept.map_err(|error| StepError::own("keep that the release has begun", error))?;
             let scope = Scope::Container(self.container.clone());
-            let held = crew.ledger.live().into_iter().filter(|entry| entry.scope == scope).collect();
+            let live = crew.ledger.live();
+            let held =
+                live.iter().filter(|entry| entry.scope == scope || is_left_over(entry, &live)).cloned().collect();
             let fate = if facts.vm.is_some() { VmFate::Alive } else { VmFate::Gone };
             let report = crew.undo_in_order(held, fate).await;
             if report.is_clean() {

@@ -16,6 +16,9 @@ pub struct Step {
     entry: Entry,
     /// Somebody who still needs it.
     holder: Option<ContainerId>,
+    /// What must be gone before: a last hold goes after what it holds, so that what could not be taken
+    /// away stays held and is tried again with its holder's next release.
+    after: Vec<EntryId>,
 }
 
 impl Serve<UndoShares> for ShareFsActor {
@@ -30,16 +33,17 @@ impl Serve<UndoShares> for ShareFsActor {
         let mut steps = Vec::new();
         for entry in undo.entries {
             // Before the hold's own record: after a crash in between the hold is still there.
-            for own in taken_along.get(&entry.id).into_iter().flatten() {
+            let after: Vec<EntryId> = taken_along.get(&entry.id).into_iter().flatten().copied().collect();
+            for own in &after {
                 if let Some(own) = ledger.entry(*own)
                     && seen.insert(own.id)
                 {
-                    steps.push(Step { entry: own, holder: None });
+                    steps.push(Step { entry: own, holder: None, after: Vec::new() });
                 }
             }
             if seen.insert(entry.id) {
                 let holder = self.shares.holder_besides(entry.id, &gone).cloned();
-                steps.push(Step { entry, holder });
+                steps.push(Step { entry, holder, after });
             }
         }
         Plan::Perform(steps)
@@ -49,10 +53,12 @@ impl Serve<UndoShares> for ShareFsActor {
         let (hand, steps, deadline) = (self.hand.clone(), steps.clone(), call.deadline);
         Box::pin(async move {
             let mut report = UndoReport::default();
-            for Step { entry, holder } in steps {
-                let result = match holder {
-                    Some(container) => Err(still_held(&entry, &container)),
-                    None => hand.unmake(&entry, deadline).await,
+            let is_live = |id: &EntryId| hand.journal.ledger().entry(*id).is_some();
+            for Step { entry, holder, after } in steps {
+                let result = match (holder, after.iter().any(is_live)) {
+                    (Some(container), _) => Err(still_held(&entry, &container)),
+                    (None, true) => Err(still_there(&entry)),
+                    (None, false) => hand.unmake(&entry, deadline).await,
                 };
                 report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
             }
@@ -81,6 +87,11 @@ impl Serve<UndoShares> for ShareFsActor {
 
 fn still_held(entry: &Entry, container: &ContainerId) -> PortError {
     let cause = format!("container {container} holds it; it goes with its last holder");
+    PortError::new(ErrorKind::Busy, "undo", entry.object.to_string(), cause)
+}
+
+fn still_there(entry: &Entry) -> PortError {
+    let cause = "what it holds could not be taken away";
     PortError::new(ErrorKind::Busy, "undo", entry.object.to_string(), cause)
 }
 

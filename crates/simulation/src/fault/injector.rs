@@ -173,6 +173,18 @@ impl Injector {
         }
     }
 
+    /// A sandbox begins anew: its parties are new ones.
+    pub fn renew(&self, sandbox: &SandboxId) {
+        let mut state = self.state();
+        state.dead.retain(|(of, _)| of != sandbox);
+        state.silent.retain(|(of, _)| of != sandbox);
+    }
+
+    /// The caller of the command under way has done nothing of a sudden yet.
+    pub fn caller_waits(&self) {
+        self.caller.send_replace(None);
+    }
+
     /// Lets a party of `sandbox` fall silent.
     pub fn silence(&self, sandbox: &SandboxId, peer: Peer) {
         self.state().silent.insert((sandbox.clone(), peer));
@@ -247,6 +259,11 @@ impl Injector {
     /// What was against the rules in how calls were made: two hotplugs at once, a wait without an end.
     pub fn oddities(&self) -> Vec<String> {
         self.state().oddities.clone()
+    }
+
+    /// Notes something that is against the rules.
+    pub(crate) fn note(&self, oddity: String) {
+        self.state().oddities.push(oddity);
     }
 
     /// Notes that a call begins, until the guard is gone.

@@ -7,8 +7,10 @@ use super::{Errno, Mode, Peer, Site};
 /// Ports whose other side is not trusted: it may lie.
 const UNTRUSTED: [&str; 2] = ["hypervisor", "guest-agent"];
 
-/// What never waits for the VMM: a process is ended by a signal, and its end is seen by its pidfd.
-const WITHOUT_THE_VMM: [&str; 5] = ["stop_vm", "kill_vm", "wait_exit", "last_words", "capabilities"];
+/// What never waits for the VMM: a process is ended by a signal, its end is seen by its pidfd, and a
+/// socket that it shall find is made by us.
+const WITHOUT_THE_VMM: [&str; 7] =
+    ["stop_vm", "kill_vm", "wait_exit", "last_words", "capabilities", "bind_socket", "remove_socket"];
 
 /// The modes that can happen at a site.
 pub fn applicable(site: &Site) -> Vec<Mode> {
