@@ -103,11 +103,13 @@ impl Shares {
         let by_key = Rc::make_mut(&mut self.by_key);
         self.shares.retain(|place, share| {
             share.holds.retain(|hold, _| is_live(*hold));
-            let lives = !share.holds.is_empty() && share.entries.iter().all(|entry| is_live(*entry));
-            if !lives && by_key.get(&share.key) == Some(place) {
+            let is_held = !share.holds.is_empty();
+            let is_whole = is_held && share.entries.iter().all(|entry| is_live(*entry));
+            if !is_whole && by_key.get(&share.key) == Some(place) {
                 by_key.remove(&share.key);
             }
-            lives
+            // What is left of one is given to nobody, and goes with its last holder.
+            is_held && share.entries.iter().any(|entry| is_live(*entry))
         });
     }
 
@@ -163,6 +165,8 @@ mod tests {
         assert_eq!(shares.index().get(&key(7, Access::ReadOnly)), Some(&place));
         assert_eq!(shares.index().get(&key(7, Access::ReadWrite)), None);
         shares.forget(|id| id != EntryId(1));
-        assert_eq!((shares.count(), shares.index().len()), ((0, 0), 0));
+        assert_eq!((shares.count(), shares.index().len()), ((1, 2), 0), "what is left goes with its holders");
+        shares.forget(|id| id != EntryId(1) && id != EntryId(2));
+        assert_eq!(shares.count(), (0, 0));
     }
 }

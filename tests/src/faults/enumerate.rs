@@ -216,8 +216,9 @@ const ONLY_AFTER: [(&str, &str); 2] =
 
 /// What only a runtime calls, through the agent that a handle gives it; and what only a process calls
 /// that takes over what another has left, which lives do not do yet.
-const NOT_OURS: [&str; 20] = [
+const NOT_OURS: [&str; 21] = [
     "hypervisor.adopt_vm",
+    "share-fs-host.look",
     "share-fs-host.adopt_daemon",
     "device-host.adopt_daemon",
     "guest-agent.check",

@@ -19,7 +19,7 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// I7: a device, a binding and a shared volume exist exactly as long as somebody holds them; no
 /// holder is of a container that is gone. Looked at when the supervisor has answered.
-fn holds_fit(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
+fn holds_fit(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
     let (Some(table), Event::Replied { place, message, .. }) = (scene.ledger, scene.event) else { return Ok(()) };
     let Some(handle) = scene.handle.filter(|_| !scene.disk_lags) else { return Ok(()) };
     if place.actor != ActorName::Supervisor || matches!(message.as_str(), "Stop" | "VmExited") {
@@ -37,7 +37,10 @@ fn holds_fit(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
         })
         .collect();
     let names: Vec<String> = table.entries().filter_map(held_name).collect();
-    if let Some(name) = names.iter().find(|name| !held.contains(name.as_str())) {
+    // What was let go of and could not be taken away is nobody's until the next release.
+    let is_kept = |entry: &&Entry| !memory.tried.contains(&entry.id.0);
+    let mut kept = table.entries().filter(is_kept).filter_map(held_name);
+    if let Some(name) = kept.find(|name| !held.contains(name.as_str())) {
         return Err(format!("nobody holds {name}"));
     }
     let is_there =

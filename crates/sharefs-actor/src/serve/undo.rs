@@ -34,11 +34,12 @@ impl Serve<UndoShares> for ShareFsActor {
         for entry in undo.entries {
             // Before the hold's own record: after a crash in between the hold is still there.
             let after: Vec<EntryId> = taken_along.get(&entry.id).into_iter().flatten().copied().collect();
-            for own in &after {
+            for (n, own) in after.iter().enumerate() {
                 if let Some(own) = ledger.entry(*own)
                     && seen.insert(own.id)
                 {
-                    steps.push(Step { entry: own, holder: None, after: Vec::new() });
+                    // A placeholder goes after the mount for which it was made.
+                    steps.push(Step { entry: own, holder: None, after: after[..n].to_vec() });
                 }
             }
             if seen.insert(entry.id) {
