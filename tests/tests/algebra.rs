@@ -1,6 +1,5 @@
 //! Laws of requests: what is added and taken away was never there, twice is as good as once, and what
 //! does not depend on each other may come in any order.
-#![expect(clippy::unwrap_used, reason = "a test ends where a helper meets what it did not expect")]
 
 use std::sync::Arc;
 

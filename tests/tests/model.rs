@@ -1,5 +1,4 @@
 //! The whole manager against a small model of what a sandbox should have.
-#![expect(clippy::unwrap_used, reason = "a test ends where a helper meets what it did not expect")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,6 @@
 //! A process dies at any point of a sandbox's life; the next one goes on as if nothing had happened,
 //! or releases all that is left.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::cell::Cell;
 use std::rc::Rc;

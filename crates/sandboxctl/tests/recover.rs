@@ -1,6 +1,7 @@
 //! `sandboxctl run` with a real VM is killed, or asked to end at an awkward time; `recover` and
 //! `cleanup` bring the host to order. Needs root, QEMU and the guest's image.
 #![expect(clippy::unwrap_used, reason = "a test panics when its premise does not hold")]
+#![expect(clippy::disallowed_methods, reason = "a test of another process may wait")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -225,11 +225,11 @@ impl SimulatedFile {
         let on_disk = disk.get_mut(&self.sandbox).ok_or_else(gone)?;
         on_disk.kept.ledger.push_str(&String::from_utf8_lossy(line));
         on_disk.revision += 1;
-        if let Ok(record) = serde_json::from_slice::<Record>(line) {
-            if let Err(violation) = on_disk.table.apply(&record) {
-                // A reader would refuse the whole ledger for it.
-                self.store.faults.note(format!("the ledger on disk holds {record:?}: {violation}"));
-            }
+        if let Ok(record) = serde_json::from_slice::<Record>(line)
+            && let Err(violation) = on_disk.table.apply(&record)
+        {
+            // A reader would refuse the whole ledger for it.
+            self.store.faults.note(format!("the ledger on disk holds {record:?}: {violation}"));
         }
         Ok(())
     }
