@@ -7,5 +7,6 @@ pub mod killed;
 pub mod lab;
 pub mod lifecycles;
 pub mod real;
+pub mod seeds;
 pub mod simulated;
 pub mod tiers;

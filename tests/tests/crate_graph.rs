@@ -87,6 +87,27 @@ fn sources_keep_to_the_house_rules() {
     assert_nowhere(&outside, |line| line.contains("actix::"));
 }
 
+/// A replay must do what the recorded run did: nothing may depend on the order of a hash table, on a clock
+/// that does not jump, on a thread's turn, or on the branch that `select!` draws.
+#[test]
+fn what_happens_follows_from_messages_and_ports_alone() {
+    // The guest is no actor; a measurement is about real time.
+    let others = ["guest-init", "benchmarks", "fault-tiers"].map(|name| workspace().join("crates").join(name));
+    let members = crates().into_iter().filter(|member| !others.contains(member));
+    let files: Vec<PathBuf> = members.flat_map(|member| sources(&member.join("src"))).collect();
+    let taboos = ["HashMap", "HashSet", "SystemTime", "thread_rng"];
+    assert_nowhere(&files, |line| {
+        words(line).any(|word| taboos.contains(&word)) || line.contains("std::time::Instant")
+    });
+    assert_nowhere(&files, |line| line.contains("thread::spawn("));
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let unbiased = lines.windows(2).filter(|pair| pair[0].ends_with("select! {") && pair[1] != "biased;").count();
+        assert_eq!(unbiased, 0, "{}: select! without biased", path.display());
+    }
+}
+
 #[test]
 fn files_stay_readable_at_one_sitting() {
     let roots = crates().into_iter().chain([workspace().join("xtask"), workspace().join("tests")]);

@@ -191,9 +191,12 @@ pub enum Event {
         /// Where and when.
         #[serde(flatten)]
         place: Place,
-        /// The record.
+        /// The record; an intent that was refused has the number 0.
         #[schemars(with = "Value")]
         record: Record,
+        /// Why the ledger did not take it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refused: Option<PortError>,
     },
     /// An actor has panicked, and serves nothing any more.
     Died {

@@ -111,10 +111,11 @@ pub(crate) struct RunArgs {
     /// A real VM, or a simulated one [default: qemu if this host can]
     #[arg(long, value_enum)]
     pub(crate) vmm: Option<VmmMode>,
-    /// The host's own objects, or throw-away namespaces [default: real with qemu, else private]
+    /// The host's own objects, throw-away namespaces, or none at all [default: real with qemu, else
+    /// private]
     #[arg(long, value_enum)]
     pub(crate) host: Option<HostMode>,
-    /// Seed of a simulated VM
+    /// Seed of a run with --vmm simulated --host simulated
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// End the container after so long; the exit code is then 124
@@ -185,11 +186,33 @@ pub(crate) struct RecoverArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TraceCommand {
-    /// Send a trace's messages through the real actors on recorded answers, and compare
-    Replay {
-        /// What `run --trace` wrote
+    /// Do once more what a trace says was done, and compare
+    ///
+    /// Without flags its messages go through the real actors on recorded answers, in virtual time, and
+    /// every output must be the recorded one. A trace of a run with `--host simulated` is made again from
+    /// its seed too, and must be the same to the byte. With any of the flags the commands are driven in
+    /// the simulation instead, and the rules are checked: every command is answered, no actor dies, every
+    /// sandbox is released, nothing is left.
+    #[command(after_help = "Examples:\n  sandboxctl trace replay pod.jsonl\n  \
+        sandboxctl trace replay pod.jsonl --sandboxes 50 --speed 100 --faults 7")]
+    Replay(ReplayArgs),
+    /// Compare two traces, step by step
+    ///
+    /// Steps of the same command and actor are put side by side; what is only in the first is marked -,
+    /// what is only in the second +, and what differs in its request or answer ~. The exit code is 5 if
+    /// they differ.
+    #[command(after_help = "Examples:\n  sandboxctl trace diff good.jsonl bad.jsonl\n  \
+        sandboxctl trace diff good.jsonl bad.jsonl --all --json")]
+    Diff {
+        /// The one trace
         #[arg(value_hint = ValueHint::FilePath)]
-        file: PathBuf,
+        one: PathBuf,
+        /// The other trace
+        #[arg(value_hint = ValueHint::FilePath)]
+        other: PathBuf,
+        /// Show steps that are alike, too
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         json: Json,
     },
@@ -204,6 +227,19 @@ pub(crate) enum TraceCommand {
         seq: u64,
         #[command(flatten)]
         json: Json,
+    },
+    /// Look for the fewest commands and faults of a trace that still break a rule
+    #[command(
+        visible_alias = "minimize",
+        after_help = "Examples:\n  sandboxctl trace minimise pod.jsonl --faults 7 -o least.jsonl\n  \
+            sandboxctl trace replay least.jsonl"
+    )]
+    Minimise {
+        #[command(flatten)]
+        stress: ReplayArgs,
+        /// Where the trace of the least run goes
+        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
     },
 }
 
@@ -225,6 +261,27 @@ pub(crate) struct TimelineArgs {
     /// Write Chrome's trace format, for ui.perfetto.dev
     #[arg(long, value_name = "JSON", value_hint = ValueHint::FilePath)]
     pub(crate) chrome: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// What `run --trace` wrote
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// Let port calls fail, hang, or answer late, as this seed says
+    #[arg(long, value_name = "SEED")]
+    pub(crate) faults: Option<u64>,
+    /// Drive the commands for so many copies of the trace's sandboxes at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) sandboxes: Option<u32>,
+    /// Send the commands so many times as fast as recorded
+    #[arg(long, value_name = "X", value_parser = speed)]
+    pub(crate) speed: Option<f64>,
+    /// Seed of the delays in the simulation [default: 1]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -252,6 +309,11 @@ fn bytes(text: &str) -> Result<u64, String> {
     };
     let bytes = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(1 << unit));
     bytes.filter(|bytes| *bytes >= 64 << 10).ok_or_else(|| "expected at least 64K bytes, as 64M".to_owned())
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse::<f64>().ok().filter(|speed| *speed > 0.0 && *speed <= 1e9);
+    speed.ok_or_else(|| "expected a number above 0, as 10 or 0.5".to_owned())
 }
 
 fn variable(text: &str) -> Result<String, String> {

@@ -26,6 +26,8 @@ pub(crate) enum HostMode {
     Real,
     /// Real ones in throw-away namespaces that vanish with the process.
     Private,
+    /// None: host and guest are simulated, in virtual time, as the seed says.
+    Simulated,
 }
 
 /// Both choices. Every report carries both.
@@ -49,6 +51,7 @@ impl fmt::Display for HostMode {
         f.write_str(match self {
             Self::Real => "real",
             Self::Private => "private",
+            Self::Simulated => "simulated",
         })
     }
 }
@@ -96,6 +99,8 @@ pub(crate) fn choose(vmm: Option<VmmMode>, host: Option<HostMode>, facts: &Facts
     let can_qemu = match host {
         // Throw-away namespaces make a normal user root enough for a VM.
         Some(HostMode::Private) => facts.vm_lacks.is_empty(),
+        // A real VM needs a host.
+        Some(HostMode::Simulated) => false,
         _ => reasons.is_empty(),
     };
     let chosen = vmm.unwrap_or(if can_qemu { VmmMode::Qemu } else { VmmMode::Simulated });
@@ -103,7 +108,8 @@ pub(crate) fn choose(vmm: Option<VmmMode>, host: Option<HostMode>, facts: &Facts
         VmmMode::Qemu if facts.is_root => HostMode::Real,
         _ => HostMode::Private,
     });
-    let note = (vmm.is_none() && chosen == VmmMode::Simulated).then(|| {
+    let is_a_surprise = vmm.is_none() && chosen == VmmMode::Simulated && host != HostMode::Simulated;
+    let note = is_a_surprise.then(|| {
         format!(
             "simulated VM, {host} host objects: {} (`sandboxctl doctor` tells more)",
             if reasons.is_empty() { "as wished".to_owned() } else { reasons.join(", ") }
@@ -143,6 +149,7 @@ mod tests {
             (true, true, Some(Qemu), None, Qemu, Real, false),
             (true, false, Some(Simulated), None, Simulated, Private, false),
             (true, false, Some(Simulated), Some(Real), Simulated, Real, false),
+            (true, false, None, Some(HostMode::Simulated), Simulated, HostMode::Simulated, false),
         ];
         for (is_root, lacks, vmm, host, chosen, whose, said) in cases {
             let vm_lacks = if lacks { vec!["no QEMU".to_owned()] } else { Vec::new() };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use network_actor::view::{Address, Link, NamespaceView, Neighbor, Route};
 use resource_actors::host::PathKind;
 use resource_actors::system::Intercept;
-use resource_actors::{Ports, ResourceSystem};
+use resource_actors::{Ports, ResourceSystem, ResourceSystemBuilder};
 use sandbox_model::ledger::Ledger;
 use sandbox_model::network::{IpNet, MacAddress};
 use sandbox_model::trace::TraceSink;
@@ -15,8 +15,8 @@ use sandbox_model::{PortResult, SandboxId};
 
 use crate::fault::{FaultPlan, Peer};
 use crate::{
-    Injector, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedFacts, SimulatedNetwork,
-    SimulatedShareFs, SimulatedStore, SimulatedVmmFactory, World,
+    Injector, SeededDelays, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedFacts,
+    SimulatedNetwork, SimulatedShareFs, SimulatedStore, SimulatedVmmFactory, World,
 };
 
 /// A world, a store and the parties in it. A process of ours is a [`ResourceSystem`] on it; when one
@@ -71,7 +71,8 @@ impl SimulatedHost {
         Ok(Self::with(world, network, plan))
     }
 
-    fn with(world: Arc<World>, network: SimulatedNetwork, plan: FaultPlan) -> Self {
+    /// A host on `world`, with the namespaces of `network`.
+    pub fn with(world: Arc<World>, network: SimulatedNetwork, plan: FaultPlan) -> Self {
         let faults = Injector::new(plan);
         let vmms = SimulatedVmmFactory::new(world.clone());
         let ports = Ports {
@@ -111,6 +112,21 @@ impl SimulatedHost {
 
     /// A process of ours on the `LocalSet` of the caller.
     pub fn process(&self, sink: Option<Arc<dyn TraceSink>>) -> ResourceSystem {
+        let mut builder = self.builder();
+        if let Some(sink) = sink {
+            builder = builder.trace(sink);
+        }
+        builder.here()
+    }
+
+    /// A process of ours whose every message and port call is on its way for as long as `seed` says. In
+    /// virtual time the same commands and the same seed give the same trace.
+    pub fn delayed_process(&self, seed: u64, sink: Arc<dyn TraceSink>) -> ResourceSystem {
+        let delays = SeededDelays::new(seed);
+        self.builder().intercept(delays.intercept()).delays(delays.hops()).trace(sink).here()
+    }
+
+    fn builder(&self) -> ResourceSystemBuilder {
         let mut builder = ResourceSystem::builder(self.ports.clone())
             .store(Arc::new(self.store.clone().wrapped(self.ledgers.clone())))
             .facts(Arc::new(self.facts.clone()))
@@ -118,10 +134,7 @@ impl SimulatedHost {
         for intercept in &self.intercepts.0 {
             builder = builder.intercept(intercept.clone());
         }
-        if let Some(sink) = sink {
-            builder = builder.trace(sink);
-        }
-        builder.here()
+        builder
     }
 }
 

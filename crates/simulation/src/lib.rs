@@ -3,12 +3,14 @@
 
 mod agent;
 mod cgroup;
+mod delays;
 mod device;
 pub mod fault;
 mod host;
 mod ledger;
 mod network;
 mod ports;
+pub mod rerun;
 mod share;
 mod store;
 mod vmm;
@@ -16,6 +18,7 @@ mod world;
 
 pub use agent::{SimulatedAgent, SimulatedAgentFactory};
 pub use cgroup::SimulatedCgroupHost;
+pub use delays::SeededDelays;
 pub use device::SimulatedDeviceHost;
 pub use fault::{Fault, Faults, Injector};
 pub use host::{SimulatedHost, WrapLedger, pod_view};

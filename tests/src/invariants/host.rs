@@ -21,7 +21,7 @@ pub(super) const CHECKS: &[Check] = &[
 /// I31: a mount that the ledger calls done is there with that identity; nothing is detached while
 /// something is mounted below it.
 fn mounts_fit(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
-    if let Event::Noted { record: Record::UndoIntent { entry }, .. } = scene.event {
+    if let Event::Noted { record: Record::UndoIntent { entry }, refused: None, .. } = scene.event {
         memory.tried.insert(entry.0);
     }
     if let Some(call) = scene.called().filter(|call| call.is("share-fs-host", "detach") && call.reply().is_some()) {

@@ -139,7 +139,7 @@ fn recorded(scene: &Scene<'_>, table: &LedgerTable) -> BTreeSet<(&'static str, S
 /// ledger on disk refuses a record that does not follow, so it is enough that it has taken each.
 fn records_follow(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
     use sandbox_model::ledger::Record;
-    let (Some(table), Event::Noted { record, .. }) = (scene.ledger, scene.event) else { return Ok(()) };
+    let (Some(table), Event::Noted { record, refused: None, .. }) = (scene.ledger, scene.event) else { return Ok(()) };
     if scene.disk_lags {
         return Ok(());
     }

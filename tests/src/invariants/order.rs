@@ -61,7 +61,9 @@ fn in_time(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
 /// I19: within one message an actor begins to undo entries from the newest to the oldest, but for what
 /// a last hold takes along.
 fn newest_first(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
-    let Event::Noted { place, record: Record::UndoIntent { entry } } = scene.event else { return Ok(()) };
+    let Event::Noted { place, record: Record::UndoIntent { entry }, refused: None } = scene.event else {
+        return Ok(());
+    };
     let before = memory.undoing.insert(place.actor, (place.cause, entry.0));
     let Some((cause, newer)) = before.filter(|(cause, _)| *cause == place.cause && cause.is_some()) else {
         return Ok(());

@@ -202,6 +202,7 @@ impl Crew {
         tokio::task::spawn_local(async move {
             let far = Instant::now() + std::time::Duration::from_secs(365 * 24 * 3600);
             let waited = tokio::select! {
+                biased;
                 waited = vmm.wait_exit((), far) => waited,
                 // Nobody listens any more.
                 () = bell.closed() => return,

@@ -10,7 +10,7 @@ use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::port::{Interceptor, PortCall};
 use sandbox_model::trace::{Ended, Event, Place, TraceSink};
-use sandbox_model::{PortResult, SandboxId};
+use sandbox_model::{PortError, PortResult, SandboxId};
 use serde_json::Value;
 
 /// Who is recorded, and where.
@@ -88,23 +88,24 @@ pub(crate) struct RecordedLedger {
 }
 
 impl RecordedLedger {
-    fn noted(&self, record: Record) {
+    fn noted(&self, record: Record, refused: Option<PortError>) {
         let place = self.recorder.place(self.recorder.cause());
-        self.recorder.sink.record(Event::Noted { place, record });
+        self.recorder.sink.record(Event::Noted { place, record, refused });
     }
 }
 
 impl Ledger for RecordedLedger {
     fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
-        let entry = self.ledger.intend(actor, scope.clone(), object.clone())?;
-        self.noted(Record::Intent { entry, actor, scope, object });
-        Ok(entry)
+        let drawn = self.ledger.intend(actor, scope.clone(), object.clone());
+        let entry = drawn.as_ref().copied().unwrap_or(EntryId(0));
+        self.noted(Record::Intent { entry, actor, scope, object }, drawn.as_ref().err().cloned());
+        drawn
     }
 
     fn append(&self, record: Record) -> PortResult<()> {
-        self.ledger.append(record.clone())?;
-        self.noted(record);
-        Ok(())
+        let appended = self.ledger.append(record.clone());
+        self.noted(record, appended.as_ref().err().cloned());
+        appended
     }
 
     fn live(&self) -> Vec<Entry> {

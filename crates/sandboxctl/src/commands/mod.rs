@@ -40,7 +40,8 @@ pub(crate) fn dispatch() -> ExitCode {
         Command::Recover(args) => finish(recover::recover(&cli.global, &args), args.json.json),
         Command::Trace(command) => {
             let json = match &command {
-                TraceCommand::Replay { json, .. } | TraceCommand::Explain { json, .. } => json.json,
+                TraceCommand::Replay(args) | TraceCommand::Minimise { stress: args, .. } => args.json.json,
+                TraceCommand::Diff { json, .. } | TraceCommand::Explain { json, .. } => json.json,
                 TraceCommand::Timeline(_) => false,
             };
             finish(trace::trace(&command), json)
@@ -100,6 +101,12 @@ fn start_log(global: &Global) {
         .with_target(false)
         .without_time()
         .init();
+}
+
+/// The runtime of a run in which all is simulated: its clock jumps to the next timer when all is quiet.
+fn virtual_time() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    built.map_err(|error| Failure::early(Code::HOST, "cannot start", error, "sandboxctl doctor"))
 }
 
 /// The runtime of a verb that talks to sandboxes; their actors live on threads of their own.

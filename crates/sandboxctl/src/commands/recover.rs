@@ -42,10 +42,12 @@ async fn one(system: &ResourceSystem, id: &SandboxId, release: bool) -> Result<R
 async fn to_its_end<T>(work: impl Future<Output = T>, enders: &mut Enders) -> (T, Option<u8>) {
     tokio::pin!(work);
     let first = tokio::select! {
+        biased;
         done = &mut work => return (done, None),
         signal = enders.next() => signal,
     };
     tokio::select! {
+        biased;
         done = &mut work => (done, Some(first)),
         signal = enders.next() => {
             eprintln!("left half way; to go on: sandboxctl recover --all");

@@ -105,6 +105,7 @@ async fn one(
     mut hurry: watch::Receiver<bool>,
 ) -> Result<UndoReport, SandboxError> {
     tokio::select! {
+        biased;
         outcome = system.cleanup_sandbox(id) => return outcome,
         _ = hurry.wait_for(|hurry| *hurry) => {}
     }
@@ -124,6 +125,7 @@ async fn to_its_end<T>(
     let mut first = None;
     loop {
         let signal = tokio::select! {
+            biased;
             done = &mut work => return (done, first),
             signal = enders.next() => signal,
         };

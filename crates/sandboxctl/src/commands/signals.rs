@@ -25,6 +25,7 @@ impl Enders {
     /// The number of the next one.
     pub(crate) async fn next(&mut self) -> u8 {
         tokio::select! {
+            biased;
             _ = self.interrupt.recv() => 2,
             _ = self.terminate.recv() => 15,
             _ = self.hangup.recv() => 1,

@@ -105,6 +105,10 @@ codes! {
          explain.";
     OUTPUT "E0604" "a file cannot be written"
         "The message names the file. Is the directory there and writable?";
+    RULE_BROKEN "E0605" "a rule was broken under stress"
+        "`trace replay` with --faults, --sandboxes or --speed drives a trace's commands in the simulation.\n\
+         A command was not answered, an actor died, or something was left behind: a defect. `sandboxctl\n\
+         trace minimise` with the same flags finds the fewest commands and faults that lead there.";
     BENCH "E0701" "a target was not reached, or could not be measured"
         "`sandboxctl bench` holds this host to the targets in docs/performance.md. A busy machine, a debug\n\
          build or another kernel can miss them; ratios and counts move less than times. Rows that act on\n\

@@ -110,7 +110,9 @@ impl TraceSink for Steps {
 /// What of an event is told.
 fn tell(event: &Event) -> Option<Told> {
     match event {
-        Event::Noted { place, record } => Some(Told::Noted { cause: place.cause, record: record.clone() }),
+        Event::Noted { place, record, refused: None } => {
+            Some(Told::Noted { cause: place.cause, record: record.clone() })
+        }
         Event::Replied { place, message, reply, service_us } if !TOLD.contains(&message.as_str()) => Some(Told::Step {
             cause: place.cause,
             actor: place.actor,

@@ -69,9 +69,11 @@ impl Draft {
                     Call { seq, cause, actor, port, method, request, result, begun_us, ended_us, outcome, purpose };
                 self.calls.push(call);
             }
-            Event::Noted { place, record } => {
+            Event::Noted { place, record, refused } => {
                 self.saw(place.at_us, place.at_us);
-                self.marks.extend(self.objects.take(&place, record));
+                if refused.is_none() {
+                    self.marks.extend(self.objects.take(&place, record));
+                }
             }
             Event::Interrupted { place } => self.happened(&place, "interrupted".to_owned(), true),
             Event::Died { place, reason } => self.happened(&place, format!("actor died: {reason}"), true),

@@ -88,13 +88,15 @@ impl Channel {
         let mut chunk = vec![0; READ];
         loop {
             tokio::select! {
-                ready = self.stream.readable() => {
-                    ready.map_err(|error| gone(&error))?;
-                    self.read(&mut chunk)?;
-                }
+                biased;
+                // At most one is in flight, so what the VMM says is heard too.
                 request = requests.recv(), if self.greeted && self.in_flight.is_none() => {
                     let Some(request) = request else { return Ok(()) };
                     self.send(request).await?;
+                }
+                ready = self.stream.readable() => {
+                    ready.map_err(|error| gone(&error))?;
+                    self.read(&mut chunk)?;
                 }
             }
         }

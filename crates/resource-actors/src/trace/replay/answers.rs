@@ -78,6 +78,7 @@ pub(super) fn from_trace(
 #[derive(Debug, Clone)]
 pub(super) struct Recorded {
     pub(super) seq: u64,
+    began_us: u64,
     pub(super) name: String,
     pub(super) request: Value,
     result: Ended,
@@ -109,7 +110,8 @@ pub(super) struct Unknown {
 #[derive(Default)]
 struct OfSandbox {
     calls: BTreeMap<u64, Recorded>,
-    by_name: BTreeMap<(ActorName, String), BTreeSet<u64>>,
+    /// By the time at which they were made, which is not the order of their ends.
+    by_name: BTreeMap<(ActorName, String), BTreeSet<(u64, u64)>>,
     /// Answers that have not been given yet.
     open: BTreeSet<u64>,
     asked: BTreeMap<u64, oneshot::Sender<Answer>>,
@@ -120,16 +122,17 @@ impl OfSandbox {
         if call.is_answered() {
             self.open.insert(call.seq);
         }
-        self.by_name.entry((actor, call.name.clone())).or_default().insert(call.seq);
+        self.by_name.entry((actor, call.name.clone())).or_default().insert((call.began_us, call.seq));
         self.calls.insert(call.seq, call);
     }
 
     fn take(&mut self, actor: ActorName, name: String, request: &Value) -> Option<Recorded> {
         let of_name = self.by_name.get_mut(&(actor, name))?;
         let calls = &self.calls;
-        let seq = *of_name.iter().find(|seq| calls.get(seq).is_some_and(|call| same(&call.request, request)))?;
-        of_name.remove(&seq);
-        self.calls.get(&seq).cloned()
+        let fits = |(_, seq): &&(u64, u64)| calls.get(seq).is_some_and(|call| same(&call.request, request));
+        let found = *of_name.iter().find(fits)?;
+        of_name.remove(&found);
+        self.calls.get(&found.1).cloned()
     }
 
     /// Gives the answer of call `seq`, if somebody asks for it.
@@ -186,10 +189,11 @@ impl Answers {
             })
             .collect();
         for event in events {
-            let Event::Called { place, port, method, request, result, .. } = event else { continue };
+            let Event::Called { place, port, method, request, result, took_us } = event else { continue };
             let reason = deaths.get(&place.cause).map_or_else(String::new, |reason| (*reason).clone());
             let (name, request, result) = (format!("{port}.{method}"), request.clone(), result.clone());
-            let call = Recorded { seq: place.seq, name, request, result, reason };
+            let began_us = place.at_us.saturating_sub(*took_us);
+            let call = Recorded { seq: place.seq, began_us, name, request, result, reason };
             answers.sandboxes.entry(place.sandbox.clone()).or_default().insert(place.actor, call);
         }
         answers
@@ -204,7 +208,7 @@ impl Answers {
     pub(super) fn expected(&self, (sandbox, actor): &Key) -> Option<Recorded> {
         let of_sandbox = self.sandboxes.get(sandbox)?;
         let unmade = of_sandbox.by_name.iter().filter(|((of, _), _)| of == actor);
-        let first = unmade.filter_map(|(_, seqs)| seqs.first()).min()?;
+        let (_, first) = unmade.filter_map(|(_, calls)| calls.first()).min()?;
         of_sandbox.calls.get(first).cloned()
     }
 
@@ -212,7 +216,9 @@ impl Answers {
     pub(super) fn first_unmade(&self) -> Option<(Key, Recorded)> {
         let unmade = self.sandboxes.iter().flat_map(|(sandbox, of_sandbox)| {
             let by_name = of_sandbox.by_name.iter();
-            by_name.flat_map(move |((actor, _), seqs)| seqs.iter().map(move |seq| (sandbox, *actor, of_sandbox, seq)))
+            by_name.flat_map(move |((actor, _), calls)| {
+                calls.iter().map(move |(_, seq)| (sandbox, *actor, of_sandbox, seq))
+            })
         });
         let made = unmade.filter_map(|(sandbox, actor, of, seq)| Some(((sandbox.clone(), actor), of.calls.get(seq)?)));
         let answered = made.filter(|(_, call)| call.is_answered() && !call.waits_for_event());

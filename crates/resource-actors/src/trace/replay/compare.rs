@@ -25,7 +25,7 @@ impl Output {
         let (place, what, content) = match event {
             Event::Received { place, message, request, .. } => (place, format!("message {message}"), request.clone()),
             Event::Replied { place, message, reply, .. } => (place, format!("reply to {message}"), reply.clone()),
-            Event::Noted { place, record } => (place, "ledger record".to_owned(), json!(record)),
+            Event::Noted { place, record, .. } => (place, "ledger record".to_owned(), json!(record)),
             Event::Died { place, reason } => (place, "death".to_owned(), json!(reason)),
             _ => return None,
         };

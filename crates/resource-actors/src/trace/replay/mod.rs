@@ -13,13 +13,14 @@ mod report;
 mod store;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use futures::future::{BoxFuture, poll_immediate};
 use guest_agent::{AgentFactory, GuestAgent};
 use hypervisor::{Hypervisor, VmmFactory};
 use sandbox_model::config::SandboxConfig;
@@ -76,6 +77,8 @@ struct Replay {
     sandboxes: BTreeMap<SandboxId, SandboxHandle>,
     running: BTreeMap<u64, JoinHandle<()>>,
     commands: usize,
+    /// Commands that waited in the mailbox when their sandbox was interrupted.
+    refused: BTreeSet<u64>,
 }
 
 /// What the actors of a replay talk to.
@@ -92,11 +95,8 @@ impl Replay {
     fn new(events: &[Event]) -> Self {
         let mut draws = BTreeMap::<SandboxId, Draws>::new();
         for event in events {
-            if let Event::Noted { place, record } = event
-                && let sandbox_model::ledger::Record::Intent { entry, actor, scope, object } = record
-            {
-                let of_sandbox = draws.entry(place.sandbox.clone()).or_default();
-                of_sandbox.entry(*actor).or_default().push_back((*entry, scope.clone(), object.clone()));
+            if let Event::Noted { place, record, refused } = event {
+                draws.entry(place.sandbox.clone()).or_default().insert(record, refused.as_ref());
             }
         }
         Self {
@@ -106,6 +106,7 @@ impl Replay {
             sandboxes: BTreeMap::new(),
             running: BTreeMap::new(),
             commands: 0,
+            refused: events.iter().filter_map(refused).collect(),
         }
     }
 
@@ -118,8 +119,8 @@ impl Replay {
         let mut outside: Vec<u64> = events.iter().filter(|event| is_from_outside(event)).filter_map(seq).collect();
         outside.reverse();
         barrier.send_replace(outside.last().copied().unwrap_or(u64::MAX));
-        for event in events {
-            self.play(event, &stage).await?;
+        for (n, event) in events.iter().enumerate() {
+            self.play(event, &events[n + 1..], &stage).await?;
             if is_from_outside(event) {
                 outside.pop();
                 barrier.send_replace(outside.last().copied().unwrap_or(u64::MAX));
@@ -149,12 +150,13 @@ impl Replay {
         })
     }
 
-    async fn play(&mut self, event: &Event, stage: &Stage) -> Result<(), ReplayError> {
+    async fn play(&mut self, event: &Event, later: &[Event], stage: &Stage) -> Result<(), ReplayError> {
         match event {
             Event::Created { place, spec } => self.begin(place, None, spec, stage).await,
             Event::Opened { place, how, spec } => self.begin(place, Some(*how), spec, stage).await,
             Event::Received { place, message, request, .. } if is_from_outside(event) => {
-                self.drive(place, message, request.clone())
+                // One that waited in the mailbox during an interruption has been sent already.
+                if self.running.contains_key(&place.seq) { Ok(()) } else { self.drive(place, message, request.clone()) }
             }
             Event::Replied { place, .. } if place.actor == ActorName::Supervisor => {
                 if let Some(running) = place.cause.and_then(|seq| self.running.remove(&seq)) {
@@ -165,9 +167,7 @@ impl Replay {
             Event::Interrupted { place } => {
                 // Everything that was answered before has had its effect.
                 tokio::time::sleep(QUIET).await;
-                if let Some(handle) = self.sandboxes.get(&place.sandbox) {
-                    handle.supervisor.interrupt();
-                }
+                self.interrupt(place, later).await?;
                 Ok(())
             }
             _ => Ok(()),
@@ -205,19 +205,50 @@ impl Replay {
         Ok(())
     }
 
-    /// Sends a command; its reply is compared when the trace has it.
-    fn drive(&mut self, place: &Place, message: &str, request: Value) -> Result<(), ReplayError> {
+    /// Interrupts a sandbox. What waited in its mailbox then is refused, so it is sent just before.
+    async fn interrupt(&mut self, interrupted: &Place, later: &[Event]) -> Result<(), ReplayError> {
+        let mut waiting = Vec::new();
+        for event in later.iter().filter(|event| is_from_outside(event)) {
+            if let Event::Received { place, message, request, queue_us } = event
+                && place.sandbox == interrupted.sandbox
+                && place.at_us.saturating_sub(*queue_us) <= interrupted.at_us
+                && self.refused.contains(&place.seq)
+                && !self.running.contains_key(&place.seq)
+            {
+                let mut reply = self.reply_to(place, message, request.clone())?;
+                // Polled once, it is in the mailbox.
+                let _ = poll_immediate(&mut reply).await;
+                waiting.push((place.seq, reply));
+            }
+        }
+        if let Some(handle) = self.sandboxes.get(&interrupted.sandbox) {
+            handle.supervisor.interrupt();
+        }
+        waiting.into_iter().for_each(|(seq, reply)| self.run_command(seq, reply));
+        Ok(())
+    }
+
+    fn reply_to(&self, place: &Place, message: &str, request: Value) -> Result<BoxFuture<'static, Value>, ReplayError> {
         let wrong = |what: String| ReplayError::Record { seq: place.seq, what };
         let Some(handle) = self.sandboxes.get(&place.sandbox) else {
             return Err(wrong("the command of a sandbox whose beginning the trace does not have".to_owned()));
         };
-        let reply = send(handle, message, request).map_err(wrong)?;
+        send(handle, message, request).map_err(wrong)
+    }
+
+    fn run_command(&mut self, seq: u64, reply: BoxFuture<'static, Value>) {
         let running = tokio::task::spawn_local(async move {
             // It is heard through the trace sink, as all other outputs are.
             let _ = reply.await;
         });
         self.commands += 1;
-        self.running.insert(place.seq, running);
+        self.running.insert(seq, running);
+    }
+
+    /// Sends a command; its reply is compared when the trace has it.
+    fn drive(&mut self, place: &Place, message: &str, request: Value) -> Result<(), ReplayError> {
+        let reply = self.reply_to(place, message, request)?;
+        self.run_command(place.seq, reply);
         Ok(())
     }
 
@@ -234,6 +265,14 @@ impl Replay {
 
 fn seq(event: &Event) -> Option<u64> {
     event.place().map(|place| place.seq)
+}
+
+/// The command that an event refuses because of an interruption.
+fn refused(event: &Event) -> Option<u64> {
+    match event {
+        Event::Replied { place, reply, .. } if reply.pointer("/Err/interrupted").is_some() => place.cause,
+        _ => None,
+    }
 }
 
 /// Whether an event is something that was done to a sandbox: a command, the end of its VM, an

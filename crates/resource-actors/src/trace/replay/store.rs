@@ -1,6 +1,6 @@
 //! Ledgers of a replay: in memory, with the entry numbers that were drawn in the trace.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -14,46 +14,61 @@ use crate::ledger::{DIRECTORY_ENTRY, SandboxStore};
 use crate::supervisor::{Progress, SavedSandbox};
 use crate::system::SandboxSpec;
 
-/// What was intended in the trace, by whom, under which number.
-pub(super) type Draws = BTreeMap<ActorName, VecDeque<(EntryId, Scope, HostObject)>>;
+/// What the ledger answered in the trace, for each record, in order. An intent is filed under number 0.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Draws(BTreeMap<String, VecDeque<PortResult<EntryId>>>);
+
+impl Draws {
+    /// Takes a record of the trace.
+    pub(super) fn insert(&mut self, record: &Record, refused: Option<&PortError>) {
+        let answer = match (refused, record) {
+            (Some(error), _) => Err(error.clone()),
+            (None, Record::Intent { entry, .. }) => Ok(*entry),
+            (None, _) => Ok(EntryId(0)),
+        };
+        self.0.entry(key(record)).or_default().push_back(answer);
+    }
+
+    fn draw(&mut self, record: &Record) -> Option<PortResult<EntryId>> {
+        self.0.get_mut(&key(record)).and_then(VecDeque::pop_front)
+    }
+}
+
+/// A record as text, without the number that is to be drawn.
+fn key(record: &Record) -> String {
+    let mut record = record.clone();
+    if let Record::Intent { entry, .. } = &mut record {
+        *entry = EntryId(0);
+    }
+    serde_json::to_string(&record).unwrap_or_default()
+}
 
 /// Numbers of entries that the trace does not know begin here.
 const UNKNOWN_FROM: u64 = 1 << 32;
 
-/// A ledger that gives an entry the number that it has in the trace. What becomes of a record that
-/// is not the trace's is a matter for the comparison, so nothing is refused here.
+/// A ledger that answers as it did in the trace. What becomes of a record that is not the trace's is a
+/// matter for the comparison, so it is taken.
 #[derive(Debug)]
 struct ReplayLedger {
     open: RefCell<BTreeMap<EntryId, Entry>>,
     draws: RefCell<Draws>,
-    unknown: RefCell<u64>,
-}
-
-impl ReplayLedger {
-    fn draw(&self, actor: ActorName, scope: &Scope, object: &HostObject) -> EntryId {
-        let mut draws = self.draws.borrow_mut();
-        let drawn = draws.get_mut(&actor).and_then(|of_actor| {
-            let place = of_actor.iter().position(|(_, of, what)| of == scope && what == object)?;
-            of_actor.remove(place)
-        });
-        drawn.map_or_else(
-            || {
-                *self.unknown.borrow_mut() += 1;
-                EntryId(UNKNOWN_FROM + *self.unknown.borrow())
-            },
-            |(entry, ..)| entry,
-        )
-    }
+    unknown: Cell<u64>,
 }
 
 impl Ledger for ReplayLedger {
     fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> PortResult<EntryId> {
-        let id = self.draw(actor, &scope, &object);
+        let record = Record::Intent { entry: EntryId(0), actor, scope: scope.clone(), object: object.clone() };
+        let drawn = self.draws.borrow_mut().draw(&record);
+        let id = drawn.unwrap_or_else(|| {
+            self.unknown.set(self.unknown.get() + 1);
+            Ok(EntryId(UNKNOWN_FROM + self.unknown.get()))
+        })?;
         self.open.borrow_mut().insert(id, Entry { id, actor, scope, object, identity: None });
         Ok(id)
     }
 
     fn append(&self, record: Record) -> PortResult<()> {
+        self.draws.borrow_mut().draw(&record).transpose()?;
         let mut open = self.open.borrow_mut();
         match record {
             Record::Done { entry, identity } => {
@@ -102,7 +117,7 @@ impl SandboxStore for ReplayStore {
 
     fn open(&self, _: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
         let open = self.ledger.iter().map(|entry| (entry.id, entry.clone())).collect();
-        let (draws, unknown) = (self.draws.clone().into(), RefCell::default());
+        let (draws, unknown) = (self.draws.clone().into(), Cell::default());
         Ok(Rc::new(ReplayLedger { open: RefCell::new(open), draws, unknown }))
     }
 

@@ -139,6 +139,7 @@ impl Container<'_> {
             (!has_terminal).then(|| tokio::spawn(pump(agent.clone(), process.clone(), Stream::Err, progress)));
         let input = tokio::spawn(feed(agent.clone(), process.clone()));
         let code = tokio::select! {
+            biased;
             code = agent.wait_process(process.clone(), forever()) => code,
             never = forward(running, has_terminal) => match never {},
         };

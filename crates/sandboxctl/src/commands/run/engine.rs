@@ -13,6 +13,9 @@ use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::trace::{Header, TRACE_VERSION};
 use serde_json::json;
 use sha2::Digest;
+use simulation::SimulatedHost;
+use simulation::fault::FaultPlan;
+use tokio::task::LocalSet;
 
 use super::container::{Container, Life};
 use super::failures::{from_library, undone};
@@ -20,7 +23,7 @@ use super::{Job, plan};
 use crate::cli::{Global, RunArgs};
 use crate::commands::sandboxes::{remains, still_there};
 use crate::commands::signals::Enders;
-use crate::mode::{HostMode, VmmMode};
+use crate::mode::HostMode;
 use crate::output::steps::Steps;
 use crate::output::{Code, Exit, Failure};
 use crate::{owner, telling, world};
@@ -42,7 +45,8 @@ enum End {
 
 /// Runs the job. The container's exit code comes back.
 pub(super) fn start(global: &Global, args: &RunArgs, job: &Job) -> Result<u8, Failure> {
-    let runtime = crate::commands::runtime()?;
+    let is_simulated = job.mode.host == HostMode::Simulated;
+    let runtime = if is_simulated { crate::commands::virtual_time()? } else { crate::commands::runtime()? };
     let trace = args.trace.as_ref().map(|path| {
         let what = format!("cannot record {}", path.display());
         TraceFile::bounded(path, header(args, job), args.trace_limit)
@@ -51,7 +55,9 @@ pub(super) fn start(global: &Global, args: &RunArgs, job: &Job) -> Result<u8, Fa
     let trace = trace.transpose()?;
     let (steps, printer) = Steps::start(job.progress, trace.as_ref().map(TraceFile::sink))
         .map_err(|error| Failure::early(Code::HOST, "cannot start a thread", error, "sandboxctl doctor"))?;
-    let outcome = runtime.block_on(serve(global, args, job, steps.clone()));
+    let lived = serve(global, args, job, steps.clone());
+    // Simulated actors live on this thread: two of them would have no order that a seed decides.
+    let outcome = if is_simulated { LocalSet::new().block_on(&runtime, lived) } else { runtime.block_on(lived) };
     // A thread may still wait for standard input, and everything else is done.
     runtime.shutdown_background();
     steps.finish();
@@ -83,7 +89,7 @@ fn header(args: &RunArgs, job: &Job) -> Header {
         vmm: job.mode.vmm.to_string(),
         host: job.mode.host.to_string(),
         config_digest: digest(&job.config),
-        seed: (job.mode.vmm == VmmMode::Simulated).then_some(args.seed),
+        seed: (job.mode.host == HostMode::Simulated).then_some(args.seed),
         faults: None,
         part: 1,
     }
@@ -98,12 +104,16 @@ fn digest(config: &SandboxConfig) -> String {
 async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) -> Result<u8, Failure> {
     let cannot = |error: &dyn std::fmt::Display| Failure::early(Code::HOST, "cannot start", error, "sandboxctl doctor");
     let mut enders = Enders::listen().map_err(|error| cannot(&error))?;
-    let (ports, note) = world::ports(job.mode, nix::unistd::getuid().is_root() && is_first_user_namespace());
-    if let Some(note) = note {
-        job.progress.note(note);
-    }
-    let builder = ResourceSystem::builder(ports).state_dir(&global.state_dir).trace(steps);
-    let system = builder.start().map_err(|error| cannot(&error))?;
+    let system = if job.mode.host == HostMode::Simulated {
+        SimulatedHost::new(FaultPlan::default()).delayed_process(args.seed, steps)
+    } else {
+        let (ports, note) = world::ports(job.mode, nix::unistd::getuid().is_root() && is_first_user_namespace());
+        if let Some(note) = note {
+            job.progress.note(note);
+        }
+        let builder = ResourceSystem::builder(ports).state_dir(&global.state_dir).trace(steps);
+        builder.start().map_err(|error| cannot(&error))?
+    };
     let cgroups_path = job.bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
     let cgroups_path = cgroups_path.map(|path| path.display().to_string());
     let spec = SandboxSpec { id: job.id.clone(), config: job.config.clone(), cgroups_path };
@@ -116,19 +126,21 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
             return Err(from_library(&what, &error));
         }
     };
-    // Held until the directory is gone: nobody cleans up under us.
-    let claim = owner::claim(&global.state_dir, &job.id);
-    let telling = telling::serve(&global.state_dir, &sandbox, job.mode);
-    if let Err(error) = &telling {
+    // Held until the directory is gone: nobody cleans up under us. A simulated sandbox has none.
+    let claim = (job.mode.host != HostMode::Simulated).then(|| owner::claim(&global.state_dir, &job.id));
+    let is_simulated = job.mode.host == HostMode::Simulated;
+    let telling = (!is_simulated).then(|| telling::serve(&global.state_dir, &sandbox, job.mode));
+    if let Some(Err(error)) = &telling {
         tracing::warn!("`sandboxctl top` will not show this sandbox: {error}");
     }
     let life = Life::default();
     let end = live(&sandbox, args, job, &life, &mut enders).await;
     let outcome = give_back(&sandbox, global, job, &end, &life, &mut enders).await;
-    if let Ok(telling) = telling {
+    if let Some(Ok(telling)) = telling {
         telling.abort();
     }
     tokio::select! {
+        biased;
         _ = system.shutdown() => {}
         signal = enders.next() => leave(global, job, signal),
     }
@@ -164,6 +176,7 @@ async fn live(sandbox: &SandboxHandle, args: &RunArgs, job: &Job, life: &Life, e
         }
     };
     tokio::select! {
+        biased;
         outcome = run(sandbox, args, job, life) => match outcome {
             Ok(code) => End::Exited(code),
             Err(failure) => End::Failed(failure),
@@ -204,11 +217,13 @@ async fn give_back(
         enders.next().await
     };
     tokio::select! {
+        biased;
         report = take_away(sandbox, job, end, life) => return report,
         _ = impatience => {}
     }
     job.progress.note("in haste: whatever does not end at once is ended by force");
     tokio::select! {
+        biased;
         report = sandbox.cleanup_at_once() => report,
         signal = enders.next() => leave(global, job, signal),
     }

@@ -70,6 +70,10 @@ fn prepare(global: &Global, args: &RunArgs, progress: Progress) -> Result<Job, F
             "sandboxctl doctor, or --vmm simulated",
         ));
     }
+    if mode.vmm == VmmMode::Qemu && mode.host == HostMode::Simulated {
+        let why = "its devices, links and mounts must be there";
+        return Err(Failure::early(Code::HOST, "a real VM needs a real host", why, "--host private"));
+    }
     if mode.host == HostMode::Real && !facts.is_root {
         let why = "the host's own mounts, links and cgroups need root";
         return Err(Failure::early(Code::HOST, "cannot use the host's own objects", why, "sudo, or --host private"));

@@ -36,6 +36,7 @@ impl Forwarded {
     /// The next one.
     pub(super) async fn next(&mut self) -> Forward {
         tokio::select! {
+            biased;
             _ = self.quit.recv() => Forward::Signal(3),
             _ = self.user1.recv() => Forward::Signal(10),
             _ = self.user2.recv() => Forward::Signal(12),

@@ -1,0 +1,62 @@
+//! Runs that follow from a seed, and what they add up to.
+
+use futures::future::join;
+use resource_actors::trace::{ChannelSink, lines_of};
+use sandbox_model::trace::{Event, Header, TRACE_VERSION};
+use sha2::{Digest, Sha256};
+use simulation::SimulatedHost;
+use simulation::fault::FaultPlan;
+
+use crate::simulated::{create, in_virtual_time, lifecycle};
+
+/// The header of a run in which all is simulated.
+///
+/// # Panics
+/// Never: a plan is made of texts.
+pub fn header(seed: u64, plan: &FaultPlan) -> Header {
+    Header {
+        version: TRACE_VERSION,
+        build: "test".into(),
+        vmm: "simulated".into(),
+        host: "simulated".into(),
+        config_digest: String::new(),
+        seed: Some(seed),
+        faults: Some(serde_json::to_value(plan).expect("a plan is made of texts")),
+        part: 1,
+    }
+}
+
+/// Two sandboxes side by side, from `Created` to `Released`, unless a fault ends them earlier.
+///
+/// # Panics
+/// When a sandbox cannot be created or does not answer.
+pub fn lived(seed: u64, plan: &FaultPlan) -> Vec<Event> {
+    let (sink, heard) = ChannelSink::unbounded();
+    in_virtual_time(|| async {
+        let system = SimulatedHost::new(plan.clone()).delayed_process(seed, sink);
+        let live = async |name: &str| {
+            let sandbox = create(&system, name).await.expect("nothing of that name is there");
+            let _ = lifecycle(&sandbox).await;
+            sandbox.cleanup().await.expect("an answer");
+        };
+        join(live("one"), live("two")).await;
+    });
+    heard.try_iter().collect()
+}
+
+/// The trace of a run, as a file has it.
+///
+/// # Panics
+/// Never: an event is made of JSON.
+pub fn lines(seed: u64, plan: &FaultPlan) -> Vec<u8> {
+    lines_of(&header(seed, plan), lived(seed, plan)).expect("an event is made of JSON")
+}
+
+/// SHA-256 of the traces of `seeds`.
+pub fn digest(seeds: std::ops::RangeInclusive<u64>) -> String {
+    let mut digest = Sha256::new();
+    for seed in seeds {
+        digest.update(lines(seed, &FaultPlan::default()));
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
