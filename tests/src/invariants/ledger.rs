@@ -44,7 +44,7 @@ fn holds_fit(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
         return Err(format!("nobody holds {name}"));
     }
     let is_there =
-        |hold: &&str| names.iter().any(|name| name == hold) || table.entries().any(|entry| mounts(entry, hold));
+        |hold: &&str| names.iter().any(|name| name == hold) || table.entries().any(|entry| is_part(entry, hold));
     match held.iter().find(|hold| !is_there(hold) && !is_bound_by_others(scene, hold)) {
         Some(hold) => Err(format!("{hold} is held and is not there")),
         None => Ok(()),
@@ -61,9 +61,14 @@ fn held_name(entry: &Entry) -> Option<String> {
     }
 }
 
-fn mounts(entry: &Entry, place: &str) -> bool {
-    let is_shared = entry.scope == Scope::Sandbox;
-    is_shared && matches!(&entry.object, HostObject::Mount { target, .. } if target.ends_with(place))
+/// Whether it is a part of a share: its mount, or the placeholder below it.
+fn is_part(entry: &Entry, place: &str) -> bool {
+    let path = match &entry.object {
+        HostObject::Mount { target, .. } => target,
+        HostObject::Directory { path } | HostObject::File { path } => path,
+        _ => return false,
+    };
+    entry.scope == Scope::Sandbox && path.ends_with(place)
 }
 
 fn is_bound_by_others(scene: &Scene<'_>, bdf: &str) -> bool {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::Instant;
-use sandbox_model::ledger::{EntryId, HostObject, Scope};
+use sandbox_model::ledger::{Entry, EntryId, HostObject, Scope};
 
 use crate::actor::{ShareFsActor, bad_source, finished, is_doubtful};
 use crate::hand::{Hand, Manner};
@@ -35,7 +35,11 @@ impl Serve<ShareRootfs> for ShareFsActor {
 
     fn settle(&mut self, ticket: ShareRootfs, done: Completion<Self::Outcome>) -> Result<SharedPath, ShareFsError> {
         let result = finished(done);
-        if result.as_ref().is_err_and(|error| !is_doubtful(error)) {
+        // Without an entry there is nothing that an undo could settle: no doubt is left.
+        let holder = self.hand.dir.share_rw().join(Place::container(&ticket.container).path());
+        let is_holder = |entry: &Entry| matches!(&entry.object, HostObject::Directory { path } if *path == holder);
+        let may_be_there = self.hand.journal.ledger().any(&is_holder);
+        if result.as_ref().is_err_and(|error| !is_doubtful(error) || !may_be_there) {
             self.rootfs.remove(&ticket.container);
         }
         result.map(|()| SharedPath { guest_path: Place::rootfs(&ticket.container).in_guest() })
