@@ -71,8 +71,13 @@ fn is_control(object: &str) -> bool {
     ["/qmp.sock", "/console.sock"].iter().any(|name| object.contains(name))
 }
 
-/// An object without what only one of the worlds has: the place of the state, the hierarchies of cgroups.
+/// An object without what only one of the worlds has: the place of the state, the hierarchies of cgroups,
+/// the numbers of a shared directory.
 fn shown(object: &Value, state_dir: &str) -> String {
+    let mut object = object.clone();
+    if let Some(shared) = object.pointer_mut("/mount/shared").and_then(Value::as_object_mut) {
+        shared.retain(|name, _| !["device", "inode", "mount_id"].contains(&name.as_str()));
+    }
     match object.get("cgroup") {
         Some(_) => "cgroup".to_owned(),
         None => object.to_string().replace(state_dir, "STATE"),

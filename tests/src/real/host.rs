@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use sandbox_model::network::{InterworkingModel, NetworkRequest, NetworkSource};
 use sandbox_model::request::ResourceConfig;
@@ -36,9 +37,11 @@ impl PodNetwork {
     /// # Panics
     /// When the host refuses.
     pub fn make() -> Self {
-        let id = std::process::id();
-        let made =
-            Self { pod: format!("ra-pod-{id}"), peer: format!("ra-peer-{id}"), subnet: format!("10.9.{}", id % 200) };
+        // Tests of one process run beside each other.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let (process, nth) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let (pod, peer) = (format!("ra-pod-{process}-{nth}"), format!("ra-peer-{process}-{nth}"));
+        let made = Self { pod, peer, subnet: format!("10.9.{}", (process + nth) % 200) };
         let (pod, peer) = (made.pod.as_str(), made.peer.as_str());
         host(&["ip", "netns", "add", pod]);
         host(&["ip", "netns", "add", peer]);
