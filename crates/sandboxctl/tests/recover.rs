@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const ID: &str = "recover-test";
+static TURN: Mutex<()> = Mutex::new(());
 /// Whatever takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -21,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(90);
 struct Home {
     dir: TempDir,
     settings: Vec<String>,
+    /// Every sandbox of these tests has the same id, and so the same cgroups.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Home {
@@ -39,6 +43,7 @@ impl Home {
             println!("skipped: {missing}");
             return None;
         }
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = TempDir::new_in("/run").unwrap();
         fs::create_dir_all(dir.path().join("rootfs/bin")).unwrap();
         fs::create_dir(dir.path().join("rootfs/proc")).unwrap();
@@ -61,7 +66,7 @@ impl Home {
             set("vsock_daemon", &vsock),
             "hypervisor.default_memory=256".to_owned(),
         ];
-        Some(Self { dir, settings })
+        Some(Self { dir, settings, _turn: turn })
     }
 
     fn state(&self) -> PathBuf {
