@@ -72,11 +72,14 @@ fn is_control(object: &str) -> bool {
 }
 
 /// An object without what only one of the worlds has: the place of the state, the hierarchies of cgroups,
-/// the numbers of a shared directory.
+/// the numbers of a shared directory and of a disk.
 fn shown(object: &Value, state_dir: &str) -> String {
     let mut object = object.clone();
     if let Some(shared) = object.pointer_mut("/mount/shared").and_then(Value::as_object_mut) {
         shared.retain(|name, _| !["device", "inode", "mount_id"].contains(&name.as_str()));
+    }
+    if let Some(disk) = object.pointer_mut("/vm-device/role/disk").and_then(Value::as_object_mut) {
+        disk.remove("identity");
     }
     match object.get("cgroup") {
         Some(_) => "cgroup".to_owned(),
