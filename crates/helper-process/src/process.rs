@@ -63,6 +63,10 @@ impl HelperProcess {
     /// A task of the current runtime reaps the process when it ends, so that none stays a zombie
     /// that nobody waits for; waiting works from any runtime.
     ///
+    /// # Cancel safety
+    /// None: dropped before it has returned, the process may begin after whoever looks for it has
+    /// looked. A caller that may be dropped waits for it `actor_shell::to_its_end`.
+    ///
     /// # Errors
     /// `exec PROGRAM: CAUSE`. Nothing runs then.
     pub async fn spawn(spec: HelperSpec) -> PortResult<Self> {

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use actor_shell::to_its_end;
 use helper_process::{HelperProcess, HelperSpec, SocketFile};
 use nix::errno::Errno;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
@@ -56,7 +57,8 @@ pub(super) async fn start(request: StartVsockDaemon, deadline: Instant) -> PortR
     let args = ["--guest-cid".into(), request.cid.to_string().into(), "--socket".into(), request.socket.into()];
     let args = args.into_iter().chain(["--uds-path".into(), request.hybrid_socket.into()]).collect();
     let spec = HelperSpec { program: request.program, args, tag: request.tag, passed: Vec::new() };
-    let started = tokio::time::timeout_at(deadline, HelperProcess::spawn(spec)).await;
+    let started = to_its_end(Box::pin(HelperProcess::spawn(spec)));
+    let started = tokio::time::timeout_at(deadline, started).await;
     let helper = started.unwrap_or_else(|_| Err(PortError::timed_out("exec", program, "fork and exec hang")))?;
     Ok(StartedDaemon { process: helper.identity(), handle: Live::new(helper) })
 }

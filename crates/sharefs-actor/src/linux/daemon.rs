@@ -117,7 +117,7 @@ pub(super) async fn start(request: StartDaemon, deadline: Instant) -> PortResult
         tag: request.tag.clone(),
         passed: Vec::new(),
     };
-    let helper = HelperProcess::spawn(spec).await?;
+    let helper = actor_shell::to_its_end(Box::pin(HelperProcess::spawn(spec))).await?;
     match listening(&helper, &request, deadline).await {
         Ok(daemon) => Ok(daemon),
         Err(error) => {
