@@ -18,7 +18,7 @@ use resource_actors::trace::TraceFile;
 use resource_actors::{ResourceSystem, SandboxHandle};
 use sandbox_model::port::{Interceptor, PortCall};
 use sandbox_model::request::ResourceUpdate;
-use sandbox_model::trace::{Header, TRACE_VERSION};
+use sandbox_model::trace::Header;
 use sandbox_model::{ErrorKind, PortError, PortResult};
 use serde_json::Value;
 use simulation::World;
@@ -37,16 +37,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (count, file) = (arguments.next().context("COUNT FILE")?, arguments.next().context("COUNT FILE")?);
     let count: usize = count.parse().context("COUNT is a number")?;
-    let header = Header {
-        version: TRACE_VERSION,
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        vmm: "simulated".to_owned(),
-        host: "simulated".to_owned(),
-        config_digest: String::new(),
-        seed: Some(1),
-        faults: None,
-        part: 1,
-    };
+    let header = Header { seed: Some(1), ..Header::new("simulated", "simulated") };
     let trace = TraceFile::create(Path::new(&file), header)?;
     let sink = trace.sink();
     in_virtual_time(|| async move {

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lifecycle_tests::real::{Container, Disk, Lab, PodNetwork, boot, essentials, text};
+use lifecycle_tests::real::{Container, Disk, Lab, PodNetwork, boot, essentials, text, volumes};
 use lifecycle_tests::simulated::{bind, container, limits};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,7 +19,7 @@ use sandbox_model::SandboxId;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::request::{ResourceUpdate, RootfsRequest, RootfsSource, VolumesRequest};
-use sandbox_model::trace::{Header, TRACE_VERSION};
+use sandbox_model::trace::Header;
 use simulation::{
     RealMountsSimulatedDaemon, SimulatedAgentFactory, SimulatedCgroupHost, SimulatedDeviceHost, SimulatedVmmFactory,
     World,
@@ -43,7 +43,7 @@ async fn main() {
         ($($name:literal: $scenario:ident)*) => {
             $(if is_wanted($name) {
                 let path = dir.join(concat!($name, ".jsonl"));
-                let file = TraceFile::create(&path, header("qemu")).unwrap();
+                let file = TraceFile::create(&path, Header::new("qemu", "real")).unwrap();
                 let lab = Lab::open("t", Some(file.sink())).expect("a guest");
                 $scenario(&lab).await;
                 lab.close().await;
@@ -63,19 +63,6 @@ async fn main() {
     }
     if is_wanted("hundred-containers") {
         hundred_containers(&dir).await;
-    }
-}
-
-fn header(vmm: &str) -> Header {
-    Header {
-        version: TRACE_VERSION,
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        vmm: vmm.to_owned(),
-        host: "real".to_owned(),
-        config_digest: String::new(),
-        seed: None,
-        faults: None,
-        part: 1,
     }
 }
 
@@ -104,12 +91,7 @@ async fn life(lab: &Lab) {
     resources.push(network.request());
     boot(&sandbox, resources).await;
     let one = Container { sandbox: &sandbox, id: container("one") };
-    let mounts = vec![
-        bind(&text(&shared), "/shared", &["rbind", "rw"]),
-        bind(&text(&fixed), "/fixed", &["rbind", "ro"]),
-        bind("shm", "/dev/shm", &[]),
-        bind(&text(&disk.device), "/disk", &["rbind", "rw"]),
-    ];
+    let mounts = volumes(&shared, &fixed, &disk.device);
     one.start(lab.rootfs("root-one"), mounts, None, "exit 7").await;
     assert_eq!(one.finish(one.first()).await.code, 7);
     let ask = sandbox.update_linux_resources(one.id.clone(), Some(limits(100_000, 128 << 20)), ResourceUpdate::Add);
@@ -190,7 +172,7 @@ async fn churn(lab: &Lab) {
 
 /// Boots until it is killed.
 async fn victim(dir: &Path) {
-    let file = TraceFile::create(&dir.join("crash-in-boot.jsonl"), header("qemu")).unwrap();
+    let file = TraceFile::create(&dir.join("crash-in-boot.jsonl"), Header::new("qemu", "real")).unwrap();
     let lab = Lab::open("t", Some(file.sink())).expect("a guest");
     println!("{}", text(&lab.path("state")));
     let sandbox = lab.create("crash", lab.guest.config()).await;
@@ -217,7 +199,7 @@ async fn crash_in_boot(dir: &Path) {
     println!("{}: {} bytes", path.display(), fs::metadata(&path).unwrap().len());
 
     let path = dir.join("clean-up-after-crash.jsonl");
-    let file = TraceFile::create(&path, header("qemu")).unwrap();
+    let file = TraceFile::create(&path, Header::new("qemu", "real")).unwrap();
     let lab = Lab::open("t", None).expect("a guest");
     let system = ResourceSystem::builder(Lab::ports()).state_dir(state.trim()).trace(file.sink()).start().unwrap();
     for left in system.list().unwrap() {
@@ -233,7 +215,7 @@ async fn crash_in_boot(dir: &Path) {
 /// Simulated VMs on the real host: a hundred containers, ten in each sandbox, all at once.
 async fn hundred_containers(dir: &Path) {
     let path = dir.join("hundred-containers.jsonl");
-    let file = TraceFile::create(&path, header("simulated")).unwrap();
+    let file = TraceFile::create(&path, Header::new("simulated", "real")).unwrap();
     let (lab, world) = (Lab::open("t", None).expect("a guest"), Arc::new(World::new()));
     let ports = Ports {
         vmm: Arc::new(SimulatedVmmFactory::new(world.clone())),

@@ -22,7 +22,7 @@ use sandbox_model::trace::TraceSink;
 use sharefs_actor::LinuxShareFsHost;
 use tempfile::TempDir;
 
-pub use containers::{Container, Ran, boot, deadline, essentials};
+pub use containers::{Container, Ran, boot, deadline, essentials, volumes};
 pub use host::{Disk, PodNetwork, host, text};
 
 /// MiB of a test's VM at boot.

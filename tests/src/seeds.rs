@@ -2,7 +2,7 @@
 
 use futures::future::join;
 use resource_actors::trace::{ChannelSink, lines_of};
-use sandbox_model::trace::{Event, Header, TRACE_VERSION};
+use sandbox_model::trace::{Event, Header};
 use sha2::{Digest, Sha256};
 use simulation::SimulatedHost;
 use simulation::fault::FaultPlan;
@@ -14,16 +14,8 @@ use crate::simulated::{create, in_virtual_time, lifecycle};
 /// # Panics
 /// Never: a plan is made of texts.
 pub fn header(seed: u64, plan: &FaultPlan) -> Header {
-    Header {
-        version: TRACE_VERSION,
-        build: "test".into(),
-        vmm: "simulated".into(),
-        host: "simulated".into(),
-        config_digest: String::new(),
-        seed: Some(seed),
-        faults: Some(serde_json::to_value(plan).expect("a plan is made of texts")),
-        part: 1,
-    }
+    let faults = serde_json::to_value(plan).expect("a plan is made of texts");
+    Header { seed: Some(seed), faults: Some(faults), ..Header::new("simulated", "simulated") }
 }
 
 /// Two sandboxes side by side, from `Created` to `Released`, unless a fault ends them earlier.

@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use guest_agent::SignalProcess;
-use lifecycle_tests::real::{Container, Disk, Lab, PodNetwork, Ran, Remains, boot, deadline, essentials, text};
+use lifecycle_tests::real::{
+    Container, Disk, Lab, PodNetwork, Ran, Remains, boot, deadline, essentials, text, volumes,
+};
 use lifecycle_tests::simulated::{bind, container, limits};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -62,12 +64,7 @@ async fn end_to_end(lab: Lab) {
     assert_ne!(network.snapshot(), before, "the VM is in the pod's network");
 
     let one = Container { sandbox: &sandbox, id: container("one") };
-    let mounts = vec![
-        bind(&text(&shared), "/shared", &["rbind", "rw"]),
-        bind(&text(&fixed), "/fixed", &["rbind", "ro"]),
-        bind("shm", "/dev/shm", &[]),
-        bind(&text(&disk.device), "/disk", &["rbind", "rw"]),
-    ];
+    let mounts = volumes(&shared, &fixed, &disk.device);
     one.start(lab.rootfs("root-one"), mounts, None, WAIT).await;
     let present = lab.remains();
     let counts = [&present.mounts, &present.processes, &present.cgroups, &present.files];

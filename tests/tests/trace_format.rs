@@ -6,23 +6,14 @@ use std::path::Path;
 
 use lifecycle_tests::simulated::{create, in_virtual_time, lifecycle, system};
 use resource_actors::trace::{ChannelSink, TraceFile, read_trace};
-use sandbox_model::trace::{Event, Header, TRACE_VERSION, TraceSink};
+use sandbox_model::trace::{Event, Header, TraceSink};
 use simulation::World;
 use std::sync::Arc;
 
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/trace.v2.json");
 
 fn header() -> Header {
-    Header {
-        version: TRACE_VERSION,
-        build: "test".into(),
-        vmm: "simulated".into(),
-        host: "simulated".into(),
-        config_digest: String::new(),
-        seed: Some(1),
-        faults: None,
-        part: 1,
-    }
+    Header::new("simulated", "simulated")
 }
 
 /// Records a whole lifecycle to `path`.

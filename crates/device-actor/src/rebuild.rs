@@ -9,7 +9,7 @@ use sandbox_model::device::{DeviceRole, PciPath, PciSlot};
 use sandbox_model::ledger::{Entry, HostObject, Scope};
 
 use crate::slots::SlotPool;
-use crate::table::{Change, Device, DeviceKey, DeviceTable, DiskUse, Phase};
+use crate::table::{Change, Device, DeviceKey, DeviceTable, DiskUse};
 
 /// What became of the ledger's devices.
 #[derive(Debug)]
@@ -124,16 +124,7 @@ fn device(id: &DeviceId, slot: PciSlot, role: &DeviceRole) -> Device {
         DeviceRole::Vsock => (Some(DeviceKey::Vsock), None, None),
         DeviceRole::Plain => (None, None, None),
     };
-    Device {
-        id: id.clone(),
-        slot,
-        key,
-        disk_use,
-        group,
-        phase: Phase::Reserved,
-        pci_path: None,
-        holders: BTreeSet::new(),
-    }
+    Device { disk_use, group, ..Device::reserved(id.clone(), slot, key) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use sandbox_model::ledger::{EntryId, Identity};
 use sandbox_model::lifecycle::ActorName;
 
 use super::*;
+use crate::table::Phase;
 
 fn entry(id: u64, object: HostObject) -> Entry {
     Entry { id: EntryId(id), actor: ActorName::Device, scope: Scope::Sandbox, object, identity: Some(Identity::Named) }

@@ -87,6 +87,22 @@ pub struct Device {
     pub holders: BTreeSet<Holder>,
 }
 
+impl Device {
+    /// One that has its id and its slot, and of which no more is known yet.
+    pub(crate) fn reserved(id: DeviceId, slot: PciSlot, key: Option<DeviceKey>) -> Self {
+        Self {
+            id,
+            slot,
+            key,
+            disk_use: None,
+            group: None,
+            phase: Phase::Reserved,
+            pci_path: None,
+            holders: BTreeSet::new(),
+        }
+    }
+}
+
 /// One step of a device's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -322,16 +338,8 @@ impl Draft {
             DeviceConfig::Vfio(function) => (None, Some(function.group)),
             _ => (None, None),
         };
-        self.changes.push(Change::Reserved(Box::new(Device {
-            id: id.clone(),
-            slot,
-            key,
-            disk_use,
-            group,
-            phase: Phase::Reserved,
-            pci_path: None,
-            holders: BTreeSet::new(),
-        })));
+        let device = Device { disk_use, group, ..Device::reserved(id.clone(), slot, key) };
+        self.changes.push(Change::Reserved(Box::new(device)));
         Some((id, slot))
     }
 

@@ -1,10 +1,13 @@
 //! Waiting for what the host plugs in: the kernel's own device events, with a deadline.
 
+use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -59,31 +62,38 @@ impl Hotplug {
 
     /// The device node of the disk at a PCI path such as `02/05`.
     pub(crate) async fn block_device(&self, pci_path: &str) -> Result<PathBuf> {
-        let name = self.class_device(pci_path, "block").await?;
-        Ok(Path::new("/dev").join(name))
+        let slots = parse_pci_path(pci_path)?;
+        self.wait_for(&format!("a disk at PCI path {pci_path}"), || {
+            let node = Path::new("/dev").join(class_device(&slots, "block")?);
+            is_live(&node).then_some(node)
+        })
+        .await
     }
 
     /// The name of the network interface at a PCI path.
     pub(crate) async fn network_device(&self, pci_path: &str) -> Result<String> {
-        self.class_device(pci_path, "net").await
+        let slots = parse_pci_path(pci_path)?;
+        self.wait_for(&format!("a network interface at PCI path {pci_path}"), || class_device(&slots, "net")).await
     }
 
     /// A device node that is named directly.
     pub(crate) async fn node(&self, path: &Path) -> Result<()> {
-        self.wait_for(&path.display().to_string(), || path.exists().then_some(())).await
+        self.wait_for(&path.display().to_string(), || is_live(path).then_some(())).await
     }
+}
 
-    async fn class_device(&self, pci_path: &str, class: &str) -> Result<String> {
-        let slots = parse_pci_path(pci_path)?;
-        let what = format!("{class} device at PCI path {pci_path}");
-        self.wait_for(&what, || {
-            let device = pci_device(Path::new(PCI_ROOT), &slots)?;
-            let virtio = child(&device, |name| name.starts_with("virtio"))?;
-            let entry = child(&virtio.join(class), |_| true)?;
-            Some(entry.file_name()?.to_str()?.to_owned())
-        })
-        .await
-    }
+/// Whether a node's device answers. A disk has its node before it can be opened, and still has it
+/// when the disk before it in its slot is on its way out: both are ENXIO until the next event.
+fn is_live(node: &Path) -> bool {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(node).is_ok()
+}
+
+/// What the virtio device behind these slots is called in a class of the kernel's.
+fn class_device(slots: &[u8], class: &str) -> Option<String> {
+    let device = pci_device(Path::new(PCI_ROOT), slots)?;
+    let virtio = child(&device, |name| name.starts_with("virtio"))?;
+    let entry = child(&virtio.join(class), |_| true)?;
+    Some(entry.file_name()?.to_str()?.to_owned())
 }
 
 async fn count_events(socket: AsyncFd<OwnedFd>, sender: watch::Sender<u64>) {

@@ -44,6 +44,22 @@ pub struct Header {
     pub part: u32,
 }
 
+impl Header {
+    /// Of a new trace, of this version, with nothing more to say.
+    pub fn new(vmm: impl Into<String>, host: impl Into<String>) -> Self {
+        Self {
+            version: TRACE_VERSION,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            vmm: vmm.into(),
+            host: host.into(),
+            config_digest: String::new(),
+            seed: None,
+            faults: None,
+            part: 1,
+        }
+    }
+}
+
 /// Where in time and cause an event stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Place {

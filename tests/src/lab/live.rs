@@ -7,15 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use cgroup_actor::LinuxCgroupHost;
-use device_actor::LinuxDeviceHost;
 use futures::future::BoxFuture;
-use guest_agent::KataAgentFactory;
-use hypervisor::QemuFactory;
-use network_actor::LinuxNetworkHost;
 use nix::sys::signal::{Signal, kill, raise};
 use resource_actors::system::Intercept;
-use resource_actors::{Ports, ResourceSystem, ResourceSystemBuilder, SandboxHandle};
+use resource_actors::{ResourceSystem, ResourceSystemBuilder, SandboxHandle};
 use sandbox_model::SandboxId;
 use sandbox_model::config::{Accelerator, SandboxConfig};
 use sandbox_model::ledger::UndoReport;
@@ -24,12 +19,12 @@ use sandbox_model::port::{Interceptor, PortCall};
 use sandbox_model::{ErrorKind, PortError, PortResult};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sharefs_actor::LinuxShareFsHost;
 use simulation::fault::{FaultPlan, Mode, Peer, PlannedFault, Site};
 
 use super::World;
 use super::host::named;
 use crate::lifecycles::{Act, Command, Setting, lifecycle};
+use crate::real::Lab;
 
 /// Clean-ups after which something that is left stays.
 const CLEANUPS: u32 = 3;
@@ -100,15 +95,7 @@ async fn live_in(world: &World, life: &str, faults: FaultPlan) -> Result<Told> {
 
 /// A system on this kernel.
 fn builder(world: &World) -> ResourceSystemBuilder {
-    let ports = Ports {
-        vmm: Arc::new(QemuFactory::default()),
-        agent: Arc::new(KataAgentFactory),
-        network: Arc::new(LinuxNetworkHost::new()),
-        share: Arc::new(LinuxShareFsHost),
-        cgroup: Arc::new(LinuxCgroupHost::new()),
-        device: Arc::new(LinuxDeviceHost::new()),
-    };
-    ResourceSystem::builder(ports).state_dir(&world.state)
+    ResourceSystem::builder(Lab::ports()).state_dir(&world.state)
 }
 
 async fn clean_up(sandbox: &SandboxHandle, told: &mut Told) {

@@ -1,6 +1,6 @@
 //! Containers of a real sandbox, and what runs in them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use guest_agent::{CreateContainer, CreateSandbox, ExecProcess, GuestAgent, ProcessRef, ReadOutput};
@@ -13,6 +13,9 @@ use sandbox_model::request::{
 use sandbox_model::{ContainerId, Instant};
 use serde_json::{Value, json};
 
+use super::text;
+use crate::simulated::bind;
+
 /// What a container of the tests may do: `ping` needs a raw socket.
 const CAPABILITIES: [&str; 4] = ["CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_NET_RAW", "CAP_SYS_CHROOT"];
 /// Output of a test's process is read in pieces of so many bytes.
@@ -23,6 +26,16 @@ pub fn essentials() -> Vec<ResourceConfig> {
     vec![
         ResourceConfig::Vsock(VsockRequest { cid: None, backend: None }),
         ResourceConfig::ShareFs(ShareFsRequest { sandbox_bind_mounts: Vec::new() }),
+    ]
+}
+
+/// A volume of each kind: directories shared writable and read-only, memory, a disk.
+pub fn volumes(shared: &Path, fixed: &Path, disk: &Path) -> Vec<Mount> {
+    vec![
+        bind(&text(shared), "/shared", &["rbind", "rw"]),
+        bind(&text(fixed), "/fixed", &["rbind", "ro"]),
+        bind("shm", "/dev/shm", &[]),
+        bind(&text(disk), "/disk", &["rbind", "rw"]),
     ]
 }
 

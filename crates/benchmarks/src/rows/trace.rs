@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use resource_actors::trace::{TraceFile, read_trace, replay};
-use sandbox_model::trace::{Header, TRACE_VERSION};
+use sandbox_model::trace::Header;
 use tempfile::TempDir;
 
 use super::simulated::some_lives;
@@ -14,23 +14,10 @@ use crate::{Samples, in_turns};
 const LIVES: usize = 200;
 const ROUNDS: usize = 15;
 
-fn header() -> Header {
-    Header {
-        version: TRACE_VERSION,
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        vmm: "simulated".to_owned(),
-        host: "simulated".to_owned(),
-        config_digest: String::new(),
-        seed: None,
-        faults: None,
-        part: 1,
-    }
-}
-
 /// Runs lives that are recorded, and returns the CPU time that the actors' thread took.
 fn recorded(dir: &TempDir) -> Result<Duration, String> {
     let path = dir.path().join("trace.jsonl");
-    let file = TraceFile::create(&path, header()).map_err(|error| error.to_string())?;
+    let file = TraceFile::create(&path, Header::new("simulated", "simulated")).map_err(|error| error.to_string())?;
     let took = some_lives(LIVES, Some(file.sink()));
     file.finish().map_err(|error| error.to_string())?;
     took

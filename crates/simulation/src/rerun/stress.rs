@@ -8,7 +8,7 @@ use resource_actors::SandboxHandle;
 use resource_actors::trace::{ChannelSink, ReplayError, replay};
 use sandbox_model::SandboxId;
 use sandbox_model::lifecycle::LifecycleState;
-use sandbox_model::trace::{Event, Header, TRACE_VERSION};
+use sandbox_model::trace::{Event, Header};
 use serde_json::Value;
 
 use super::in_virtual_time;
@@ -163,7 +163,7 @@ async fn judge(played: Vec<Played>) -> StressReport {
         struck: 0,
         states: BTreeMap::new(),
         violations: Vec::new(),
-        header: header(),
+        header: Header::new("simulated", "simulated"),
         events: Vec::new(),
     };
     for one in played {
@@ -209,18 +209,5 @@ fn death(reply: &Value) -> Option<&str> {
         },
         Value::Array(items) => items.iter().find_map(death),
         _ => None,
-    }
-}
-
-fn header() -> Header {
-    Header {
-        version: TRACE_VERSION,
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        vmm: "simulated".to_owned(),
-        host: "simulated".to_owned(),
-        config_digest: String::new(),
-        seed: None,
-        faults: None,
-        part: 1,
     }
 }

@@ -10,7 +10,7 @@ use sandbox_model::ContainerId;
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::ledger::UndoReport;
 use sandbox_model::lifecycle::LifecycleState;
-use sandbox_model::trace::{Header, TRACE_VERSION};
+use sandbox_model::trace::Header;
 use serde_json::json;
 use sha2::Digest;
 use simulation::SimulatedHost;
@@ -84,14 +84,9 @@ fn finish(trace: TraceFile) {
 
 fn header(args: &RunArgs, job: &Job) -> Header {
     Header {
-        version: TRACE_VERSION,
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        vmm: job.mode.vmm.to_string(),
-        host: job.mode.host.to_string(),
         config_digest: digest(&job.config),
         seed: (job.mode.host == HostMode::Simulated).then_some(args.seed),
-        faults: None,
-        part: 1,
+        ..Header::new(job.mode.vmm.to_string(), job.mode.host.to_string())
     }
 }
 
