@@ -253,26 +253,40 @@ async fn bad_volume(lab: &Lab) {
     release(&sandbox).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_qemu_fails_the_sandbox_and_cleanup_releases_it() {
-    let Some(lab) = Lab::open("kill", None) else { return };
+/// Kills a process of a running sandbox, which fails for this reason and can be released.
+async fn killed(name: &str, victim: impl Fn(&SandboxHandle) -> i32, reason: &str) {
+    let Some(lab) = Lab::open(name, None) else { return };
     let killed = async {
         let sandbox = lab.create("a", lab.guest.config()).await;
         boot(&sandbox, essentials()).await;
-        let pid = sandbox.status().vmm_pid.expect("the VMM runs");
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        kill(Pid::from_raw(victim(&sandbox)), Signal::SIGKILL).unwrap();
         let mut watch = sandbox.watch();
         let failed = watch.wait_for(|status| status.state == LifecycleState::Failed);
-        let failed = tokio::time::timeout(Duration::from_secs(5), failed).await;
+        let failed = tokio::time::timeout(Duration::from_secs(10), failed).await;
         drop(failed.expect("the death is noticed").expect("the sandbox has not ended"));
-        let failure = sandbox.status().failure.expect("a reason");
+        let status = sandbox.status();
+        let failure = status.failure.expect("a reason");
         println!("{failure}");
-        assert!(failure.contains("signal 9"), "{failure}");
-        assert_eq!(sandbox.status().vmm_pid, None);
+        assert!(failure.contains(reason) && failure.contains("signal 9"), "{failure}");
+        assert_eq!(status.vmm_pid.is_none(), reason.starts_with("the VM"), "only a dead VMM has no pid");
         release(&sandbox).await;
         lab.close().await;
     };
     tokio::time::timeout(LIMIT, killed).await.expect("the sandbox lives and ends in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_qemu_fails_the_sandbox_and_cleanup_releases_it() {
+    killed("kill", |sandbox| sandbox.status().vmm_pid.expect("the VMM runs"), "the VM ended by itself").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_virtiofsd_fails_the_sandbox_and_cleanup_releases_it() {
+    let daemon = |sandbox: &SandboxHandle| {
+        let pid = sandbox.dump()["share_fs"]["daemon"]["process"]["pid"].as_i64().expect("the daemon runs");
+        i32::try_from(pid).expect("a pid")
+    };
+    killed("kill-daemon", daemon, "virtiofsd ended by itself").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,9 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use actor_shell::{Address, Ask, Board, CurrentCause, Domain, Identity, spawn_afar};
+use actor_shell::{Address, Board, CurrentCause, Domain, Identity, spawn_afar};
 use cgroup_actor::CgroupActor;
 use cgroup_actor::host::CgroupHostProxy;
 use device_actor::DeviceActor;
@@ -24,12 +23,13 @@ use sandbox_model::{Instant, SandboxId};
 use sharefs_actor::{ShareFsActor, ShareFsHostProxy};
 use tokio::sync::watch;
 
+use crate::bells;
 use crate::cpu::CpuActor;
 use crate::error::SandboxError;
 use crate::handle::{Dump, SandboxHandle};
 use crate::host::{HostFacts, HostFactsProxy};
 use crate::ledger::SandboxStore;
-use crate::supervisor::{Crew, Facts, Seat, Supervisor, VmExited};
+use crate::supervisor::{Crew, Facts, Seat, Supervisor};
 use crate::system::{Delays, Intercept, Ports, Registry, SandboxSpec};
 use crate::trace::{RecordedLedger, Recorder};
 
@@ -119,24 +119,15 @@ impl Parts {
             vm_is_watched: Cell::new(false),
             haste: Cell::new(false),
         };
-        let dump = dump(&crew, seen.clone());
+        let (dump, shared) = (dump(&crew, seen.clone()), crew.share.published());
         let supervisor = Supervisor::new(crew, state, failure, facts);
         let supervisor = bare.spawn(supervisor, ActorName::Supervisor, cause);
         if self.rings {
-            tokio::task::spawn_local(ring(supervisor.clone(), vm_exit));
+            tokio::task::spawn_local(bells::daemon(supervisor.clone(), shared, vm_exit.clone()));
+            tokio::task::spawn_local(bells::vm(supervisor.clone(), vm_exit));
         }
         let (agent, config, sink, board) = (bare.agent, bare.config, self.sink.clone(), bare.board);
         Ok(SandboxHandle { sandbox: id, supervisor, status: seen, agent, config, dump, sink, board, registry })
-    }
-}
-
-/// Tells the supervisor that its VM has ended. Lives until the sandbox is released.
-async fn ring(supervisor: Address<Supervisor>, mut exit: watch::Receiver<Option<hypervisor::VmExit>>) {
-    let ended = exit.wait_for(Option::is_some).await.map(|exit| exit.clone());
-    if let Ok(Some(exit)) = ended {
-        let ask = Ask { deadline: Instant::now() + Duration::from_secs(3600), cause: None };
-        // A supervisor that is gone or has died needs no telling.
-        let _ = supervisor.ask(VmExited { exit }, ask).await;
     }
 }
 

@@ -34,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 mod assembly;
+mod bells;
 pub mod cpu;
 pub mod error;
 pub mod handle;

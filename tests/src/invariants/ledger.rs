@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use resource_actors::ledger::LedgerTable;
+use resource_actors::trace::NEWS;
 use sandbox_model::ledger::{Entry, HostObject, Identity, Scope};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::trace::Event;
@@ -22,7 +23,7 @@ pub(super) const CHECKS: &[Check] = &[
 fn holds_fit(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
     let (Some(table), Event::Replied { place, message, .. }) = (scene.ledger, scene.event) else { return Ok(()) };
     let Some(handle) = scene.handle.filter(|_| !scene.disk_lags) else { return Ok(()) };
-    if place.actor != ActorName::Supervisor || matches!(message.as_str(), "Stop" | "VmExited") {
+    if place.actor != ActorName::Supervisor || message == "Stop" || NEWS.contains(&message.as_str()) {
         return Ok(());
     }
     let vm_lives = scene.ours("process").any(|name| name.starts_with(scene.sandbox.as_str()));

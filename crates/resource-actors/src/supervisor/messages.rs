@@ -101,6 +101,13 @@ pub struct VmExited {
     pub exit: VmExit,
 }
 
+/// Tells that the daemon of the shared directory has ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonEnded {
+    /// How, in words.
+    pub exit: String,
+}
+
 macro_rules! replies {
     ($($request:ident => $reply:ty;)*) => {
         $(
@@ -132,4 +139,9 @@ replies! {
 impl Request for VmExited {
     type Reply = ();
     const NAME: &'static str = "VmExited";
+}
+
+impl Request for DaemonEnded {
+    type Reply = ();
+    const NAME: &'static str = "DaemonEnded";
 }

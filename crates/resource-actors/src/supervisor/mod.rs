@@ -28,7 +28,7 @@ use crate::error::{Cause, SandboxError, StepFailure};
 use crate::planning::sandbox_storages;
 use crate::system::SandboxSpec;
 pub use adopt::Adopted;
-pub(crate) use crew::{Crew, Seat, StepError};
+pub(crate) use crew::{Crew, Published, Seat, StepError};
 pub use facts::{CpusetWish, Facts, OpenStep, Progress, SAVED_VERSION, SavedSandbox};
 pub(crate) use lifecycle::StepKind;
 pub use messages::*;
@@ -335,6 +335,24 @@ impl Serve<VmExited> for Supervisor {
             | LifecycleState::Stopped
             | LifecycleState::Released
             | LifecycleState::Failed => {}
+        }
+        Plan::Answer(())
+    }
+
+    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn settle(&mut self, (): (), _: Completion<()>) {}
+}
+
+impl Serve<DaemonEnded> for Supervisor {
+    type Ticket = ();
+    type Outcome = ();
+
+    fn plan(&mut self, request: DaemonEnded, _: &Call) -> Plan<(), ()> {
+        if matches!(self.state, LifecycleState::Started | LifecycleState::Running) {
+            self.fail(format!("virtiofsd ended by itself: {}", request.exit));
         }
         Plan::Answer(())
     }

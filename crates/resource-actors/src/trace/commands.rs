@@ -10,9 +10,12 @@ use serde_json::Value;
 
 use crate::handle::SandboxHandle;
 use crate::supervisor::{
-    Adopt, Cleanup, PrepareBeforeStartVm, ReleaseContainer, Save, SetUpDevices, SetUpNetwork, SetUpRootfs,
+    Adopt, Cleanup, DaemonEnded, PrepareBeforeStartVm, ReleaseContainer, Save, SetUpDevices, SetUpNetwork, SetUpRootfs,
     SetUpVolumes, SetupAfterStartVm, StartVm, Stop, StoragesForSandbox, Supervisor, UpdateLinuxResources, VmExited,
 };
+
+/// Commands that come from the world: something has ended by itself. A simulation has its own.
+pub const NEWS: [&str; 2] = [VmExited::NAME, DaemonEnded::NAME];
 
 /// Sends the supervisor of `handle` the command `message`, as its `Received` record has it. The future
 /// is the reply, as its `Replied` record has it; nothing is sent before it is polled.
@@ -30,7 +33,7 @@ pub fn send(handle: &SandboxHandle, message: &str, request: Value) -> Result<Box
     }
     dispatch!(
         PrepareBeforeStartVm StartVm SetupAfterStartVm SetUpNetwork StoragesForSandbox SetUpRootfs SetUpVolumes
-        SetUpDevices UpdateLinuxResources ReleaseContainer Stop Cleanup Save Adopt VmExited
+        SetUpDevices UpdateLinuxResources ReleaseContainer Stop Cleanup Save Adopt VmExited DaemonEnded
     )
 }
 
@@ -53,7 +56,7 @@ fn deadline_of(handle: &SandboxHandle, message: &str) -> Duration {
     Duration::from_millis(match message {
         Stop::NAME => deadlines.step_ms + deadlines.undo_ms,
         Cleanup::NAME => deadlines.undo_ms * 3,
-        VmExited::NAME => 3_600_000,
+        news if NEWS.contains(&news) => 3_600_000,
         _ => deadlines.step_ms,
     })
 }

@@ -7,7 +7,7 @@ mod recorder;
 mod replay;
 mod sink;
 
-pub use commands::send;
+pub use commands::{NEWS, send};
 pub use file::{TraceFile, lines_of, read_trace};
 pub(crate) use recorder::{RecordedLedger, Recorder};
 pub use replay::{Divergence, ReplayError, ReplayReport, difference, replay};

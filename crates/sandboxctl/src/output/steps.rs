@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::progress::{Progress, in_words};
 
 /// Messages that tell an actor something and do nothing that a reader would wait for.
-const TOLD: [&str; 2] = ["BaseIs", "VmExited"];
+const TOLD: [&str; 3] = ["BaseIs", "DaemonEnded", "VmExited"];
 
 /// Stands before the link of a redirect.
 const REDIRECT: &str = "tc:";

@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, FutureExt, LocalBoxFuture};
 use network_actor::host::OpenedNamespace;
 use network_actor::view::NamespaceView;
 use resource_actors::host::PathKind;
-use resource_actors::trace::{ReplayError, send};
+use resource_actors::trace::{NEWS, ReplayError, send};
 use resource_actors::{ResourceSystem, SandboxHandle, SandboxSpec};
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::trace::{Ended, Event, Place};
@@ -96,9 +96,10 @@ impl Script {
                     return Err(ReplayError::Record { seq: place.seq, what });
                 }
                 Event::Interrupted { place } => script.acts.push(act(place, 0, What::Interrupt)),
-                // The end of a VM is the world's doing.
                 Event::Received { place, message, request, queue_us }
-                    if place.actor == ActorName::Supervisor && place.cause.is_none() && message != "VmExited" =>
+                    if place.actor == ActorName::Supervisor
+                        && place.cause.is_none()
+                        && !NEWS.contains(&message.as_str()) =>
                 {
                     sent.insert(place.seq);
                     let (message, request) = (message.clone(), request.clone());
