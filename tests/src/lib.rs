@@ -2,6 +2,8 @@
 
 pub mod fake;
 pub mod faults;
+pub mod fuzz;
+pub mod ground;
 pub mod invariants;
 pub mod killed;
 pub mod lab;
@@ -9,4 +11,5 @@ pub mod lifecycles;
 pub mod real;
 pub mod seeds;
 pub mod simulated;
+pub mod tamper;
 pub mod tiers;

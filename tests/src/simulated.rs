@@ -29,6 +29,8 @@ pub fn config() -> SandboxConfig {
     let mut config = SandboxConfig::default();
     config.hypervisor.kernel = "/simulated/kernel".into();
     config.hypervisor.initrd = Some("/simulated/initrd".into());
+    // A group of one function and one of two; the host has more, which no guest may have.
+    config.hypervisor.vfio_devices = ["0000:20:00.0", "0000:80:00.0", "0000:80:00.1"].map(str::to_owned).to_vec();
     config
 }
 

@@ -47,6 +47,7 @@ impl Lab {
             1,
             2,
         );
+        let domain = domain.allow_vfio(["0000:0C:00.0".to_owned()]);
         let (sink, cause) = (Arc::new(NoTrace), CurrentCause::default());
         let identity = Identity { actor: ActorName::Device, sandbox, bound: 16, sink, cause };
         Self { world, ledger, vmm, faults, actor: actor_shell::spawn(domain, identity) }
@@ -307,6 +308,19 @@ fn a_specs_devices_are_told_in_the_agents_words_and_go_with_the_last_container()
         assert!(lab.world.identity("vfio-binding", "0000:0c:00.0").is_some(), "b still has it");
         assert!(lab.undo(lab.entries_of("b"), VmFate::Alive).await.is_clean());
         assert_eq!((lab.world.list(), lab.ledger.list()), (vec![], vec![]));
+    });
+}
+
+#[test]
+fn a_function_that_the_administrator_has_not_listed_stays_with_the_host() {
+    run(async {
+        let lab = Lab::new();
+        let denied = lab.actor.ask(AttachVfio { bdf: "0000:0d:00.0".into() }, soon()).await.unwrap().unwrap_err();
+        let text = denied.to_string();
+        assert!(text.contains("0000:0d:00.0") && text.contains("vfio_devices"), "{text}");
+        assert!(matches!(denied, DeviceError::Port(error) if error.kind == ErrorKind::Denied));
+        assert_eq!(lab.ledger.list(), Vec::<String>::new(), "nothing was begun");
+        assert!(lab.world.identity("vfio-binding", "0000:0d:00.0").is_none());
     });
 }
 

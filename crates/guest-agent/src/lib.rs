@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use sandbox_model::device::AgentDevice;
 use sandbox_model::network::{GuestInterface, GuestNeighbor, GuestRoute};
 use sandbox_model::storage::Storage;
-use sandbox_model::{ContainerId, PortError, SandboxId, port};
+use sandbox_model::{ContainerId, PortError, SandboxId, Secret, port};
 use serde::{Deserialize, Serialize};
 
 pub use kata::{FRAME_LEN_MAX, KataAgent, KataAgentFactory, READ_LEN_MAX};
@@ -48,12 +48,12 @@ impl fmt::Display for AgentAddress {
 }
 
 /// What a sandbox is created with.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct CreateSandbox {
     /// Host name of the guest.
     pub hostname: String,
     /// Lines of `resolv.conf`.
-    pub dns: Vec<String>,
+    pub dns: Secret<Vec<String>>,
     /// To be mounted first.
     pub storages: Vec<Storage>,
     /// The sandbox's id.
@@ -63,7 +63,7 @@ pub struct CreateSandbox {
 }
 
 /// What a container is created with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CreateContainer {
     /// Its id.
     pub container: ContainerId,
@@ -72,7 +72,7 @@ pub struct CreateContainer {
     /// To be mounted first, in order.
     pub storages: Vec<Storage>,
     /// Its spec, with guest paths.
-    pub spec: Box<Spec>,
+    pub spec: Secret<Box<Spec>>,
     /// Whether it shares a pid namespace with the sandbox.
     pub sandbox_pidns: bool,
 }
@@ -93,12 +93,12 @@ impl fmt::Display for ProcessRef {
 }
 
 /// Adds a process to a container.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ExecProcess {
     /// Its name.
     pub process: ProcessRef,
     /// What to run.
-    pub spec: Box<Process>,
+    pub spec: Secret<Box<Process>>,
 }
 
 /// Sends a signal.
@@ -120,12 +120,12 @@ pub struct ReadOutput {
 }
 
 /// Writes input.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WriteInput {
     /// Whose.
     pub process: ProcessRef,
     /// The bytes.
-    pub data: Vec<u8>,
+    pub data: Secret<Vec<u8>>,
 }
 
 /// Sets a terminal's size.
@@ -169,7 +169,7 @@ pub struct GuestDetails {
 }
 
 /// A file to be written below `/run` in the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CopyFile {
     /// Absolute path in the guest.
     pub path: String,
@@ -186,7 +186,7 @@ pub struct CopyFile {
     /// Where `data` belongs, in bytes.
     pub offset: i64,
     /// The bytes, or the target of a symbolic link.
-    pub data: Vec<u8>,
+    pub data: Secret<Vec<u8>>,
 }
 
 port! {

@@ -16,6 +16,8 @@ use sandbox_model::{DeviceId, PortError, SandboxId, port};
 use serde::{Deserialize, Serialize};
 
 pub use helper_process::SocketFile;
+#[doc(hidden)]
+pub use qemu::probe;
 pub use qemu::{Qemu, QemuFactory};
 
 /// What a VM is started with.

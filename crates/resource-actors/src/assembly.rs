@@ -223,7 +223,8 @@ impl Bare {
             let vmm = bare.vmm(ActorName::Device, cause);
             let bridges = bare.config.hypervisor.default_bridges;
             let journal = bare.journal(ActorName::Device, cause);
-            DeviceActor::new(journal, vmm, host, bare.id.clone(), bridges, FIRST_BRIDGE_SLOT)
+            let vfio_devices = bare.config.hypervisor.vfio_devices.iter().cloned();
+            DeviceActor::new(journal, vmm, host, bare.id.clone(), bridges, FIRST_BRIDGE_SLOT).allow_vfio(vfio_devices)
         })
     }
 

@@ -186,6 +186,17 @@ pub struct VfioDevice {
     pub group: u32,
 }
 
+/// Whether a text is the address of a PCI function, `DDDD:BB:DD.F`.
+pub fn is_pci_address(text: &str) -> bool {
+    let hex = |part: &str, digits: usize| part.len() == digits && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let Some((address, function)) = text.split_once('.') else {
+        return false;
+    };
+    let parts: Vec<_> = address.split(':').collect();
+    matches!(parts[..], [domain, bus, device] if hex(domain, 4) && hex(bus, 2) && hex(device, 2))
+        && matches!(function.as_bytes(), [b'0'..=b'7'])
+}
+
 /// A device to be plugged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -242,4 +253,17 @@ pub struct AgentDevice {
     pub container_path: String,
     /// `HOST-BDF=GUEST-PATH` for VFIO.
     pub options: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_pci_address;
+
+    #[test]
+    fn addresses_are_whole_and_of_hex_digits() {
+        assert!(is_pci_address("0000:3b:00.7"));
+        for bad in ["", "3b:00.0", "0000:3b:00.8", "0000:3b:00.", "0000:3b:0g.0", "0000:3b:00.0/..", "00000:3b:00.0"] {
+            assert!(!is_pci_address(bad), "{bad}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use crate::lifecycle::ActorName;
 use crate::{ContainerId, DeviceId, PortError};
 
 /// The version of the ledger's format.
-pub const LEDGER_VERSION: u32 = 1;
+pub const LEDGER_VERSION: u32 = 2;
 
 /// Numbers the entries of one ledger, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -242,6 +242,8 @@ pub enum Record {
         sandbox: crate::SandboxId,
         /// `/proc/sys/kernel/random/boot_id`: what an older boot made is gone.
         boot: String,
+        /// The highest number that an entry had when the file was begun.
+        last: EntryId,
     },
     /// The object is about to be made.
     Intent {

@@ -9,6 +9,7 @@
 //! * [`device`], [`network`], [`storage`]: plain data that the actors hand to each other through
 //!   the supervisor.
 //! * [`ledger`]: what has been made on the host, so that it can be unmade.
+//! * [`secret`]: what is used and never shown.
 //! * [`mod@port`]: the macro that declares a port once and gives it recording, replay and faults.
 //! * [`trace`]: what happened, one record for each message and port call.
 //! * [`status`]: what a reader sees without waiting.
@@ -26,6 +27,7 @@ pub mod live;
 pub mod network;
 pub mod port;
 pub mod request;
+pub mod secret;
 pub mod status;
 pub mod storage;
 pub mod trace;
@@ -33,4 +35,5 @@ pub mod trace;
 pub use error::{ErrorKind, Outcome, PortError, PortResult};
 pub use id::{ContainerId, DeviceId, InvalidId, SandboxId};
 pub use live::{Live, PassedFd};
+pub use secret::Secret;
 pub use tokio::time::Instant;

@@ -1,14 +1,15 @@
 //! What a runtime asks of a sandbox: the payloads of the supervisor's messages.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxDevice, LinuxResources, Mount};
 use serde::{Deserialize, Serialize};
 
-use crate::ContainerId;
 use crate::device::{AgentDevice, BlockDevice, VsockBackend};
 use crate::network::NetworkRequest;
 use crate::storage::{GuestMount, Storage};
+use crate::{ContainerId, secret};
 
 /// One resource to be prepared before the VM starts (behaviour A0, A1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,7 +83,7 @@ pub struct RootfsRequest {
 }
 
 /// Where a root file system comes from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
 pub enum RootfsSource {
     /// A directory of the host, shared with the guest.
@@ -97,8 +98,15 @@ pub enum RootfsSource {
         /// File system on it.
         fstype: String,
         /// Mount options.
+        #[serde(serialize_with = "secret::options")]
         options: Vec<String>,
     },
+}
+
+impl fmt::Debug for RootfsSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        secret::debug(self, f)
+    }
 }
 
 /// A root file system as the guest will find it.
@@ -111,12 +119,19 @@ pub struct GuestRootfs {
 }
 
 /// Asks for a container's volumes (behaviour A7).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct VolumesRequest {
     /// Whose.
     pub container: ContainerId,
     /// `mounts` of the spec, in its order.
+    #[serde(serialize_with = "secret::mounts")]
     pub mounts: Vec<Mount>,
+}
+
+impl fmt::Debug for VolumesRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        secret::debug(self, f)
+    }
 }
 
 /// Volumes as the guest will find them.

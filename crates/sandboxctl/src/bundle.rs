@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use oci_spec::runtime::{Process, Spec};
 
 use crate::output::{Code, Failure};
@@ -33,7 +35,7 @@ impl Bundle {
         };
         let dir = dir.canonicalize().map_err(|error| unreadable(dir, &error))?;
         let file = dir.join("config.json");
-        let text = read_bounded(&file).map_err(|cause| unreadable(&file, &cause))?;
+        let text = read_bounded(&file, CONFIG_BYTES_MAX).map_err(|cause| unreadable(&file, &cause))?;
         // Serde would take a list for a struct whose fields are all optional.
         if text.trim_ascii_start().first() == Some(&b'[') {
             return Err(unreadable(&file, &"is a list, and must be an object"));
@@ -85,15 +87,17 @@ fn wrong(field: impl Into<String>, rule: impl Into<String>) -> Wrong {
     Wrong { field: field.into(), rule: rule.into() }
 }
 
-fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
-    let opened = fs::File::open(file).map_err(|error| error.to_string())?;
+/// Reads a regular file of at most `bytes_max` bytes. A FIFO in its place is not waited for.
+pub(crate) fn read_bounded(file: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let opened = fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(file);
+    let opened = opened.map_err(|error| error.to_string())?;
     if !opened.metadata().map_err(|error| error.to_string())?.is_file() {
         return Err("is no regular file".to_owned());
     }
     let mut text = Vec::new();
-    opened.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
-    if text.len() as u64 > CONFIG_BYTES_MAX {
-        return Err(format!("is larger than {} MiB", CONFIG_BYTES_MAX >> 20));
+    opened.take(bytes_max.saturating_add(1)).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > bytes_max {
+        return Err(format!("is larger than {} KiB", bytes_max >> 10));
     }
     Ok(text)
 }

@@ -5,6 +5,7 @@
 //! namespace, and a thread that had been started before would stay outside.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
@@ -54,7 +55,9 @@ fn cover(state_dir: &Path, needed: &[&Path]) -> Result<(), Failure> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some("mode=0700"))
         .map_err(|errno| failed(&format!("mount tmpfs on {}", target.display()), errno))?;
-    fs::create_dir_all(state_dir).map_err(|error| failed(&format!("mkdir {}", state_dir.display()), error))
+    // The library uses no state directory that others may enter.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
+    made.map_err(|error| failed(&format!("mkdir {}", state_dir.display()), error))
 }
 
 fn write(path: &str, text: &str) -> Result<(), Failure> {

@@ -180,7 +180,7 @@ impl GuestAgent for SimulatedAgent {
         if guest.containers.contains_key(&request.container) {
             return Err(error(ErrorKind::Exists, "create container", request.container.as_str(), "it exists"));
         }
-        let first = SimulatedProcess::new(request.spec.process().as_ref());
+        let first = SimulatedProcess::new(request.spec.expose().process().as_ref());
         let processes = BTreeMap::from([(String::new(), first)]);
         guest.containers.insert(request.container, Container { processes });
         Ok(())
@@ -214,7 +214,7 @@ impl GuestAgent for SimulatedAgent {
         if container.processes.contains_key(&request.process.exec) {
             return Err(error(ErrorKind::Exists, "exec", request.process.exec, "it exists"));
         }
-        let mut process = SimulatedProcess::new(Some(&request.spec));
+        let mut process = SimulatedProcess::new(Some(request.spec.expose()));
         process.start();
         container.processes.insert(request.process.exec, process);
         Ok(())
@@ -246,7 +246,7 @@ impl GuestAgent for SimulatedAgent {
 
     async fn write_stdin(&self, request: WriteInput, _: Instant) -> PortResult<u32> {
         self.reached("write stdin")?.process("write stdin", &request.process)?;
-        Ok(u32::try_from(request.data.len()).unwrap_or(u32::MAX))
+        Ok(u32::try_from(request.data.expose().len()).unwrap_or(u32::MAX))
     }
 
     async fn close_stdin(&self, request: ProcessRef, _: Instant) -> PortResult<()> {
@@ -291,6 +291,7 @@ mod tests {
     use std::time::Duration;
 
     use oci_spec::runtime::{ProcessBuilder, SpecBuilder};
+    use sandbox_model::Secret;
 
     use super::*;
 
@@ -314,7 +315,7 @@ mod tests {
             container: container.clone(),
             devices: Vec::new(),
             storages: Vec::new(),
-            spec,
+            spec: Secret::new(spec),
             sandbox_pidns: false,
         };
         agent.create_container(create, soon).await.unwrap();

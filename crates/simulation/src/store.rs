@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use resource_actors::ledger::{LedgerTable, LineLedger, Lines, SandboxStore, read};
+use resource_actors::ledger::{Bounds, LedgerTable, LineLedger, Lines, ReadLedger, SandboxStore, Seal, read};
 use resource_actors::supervisor::Progress;
 use resource_actors::{SandboxSpec, SavedSandbox};
 use sandbox_model::layout::SandboxDir;
@@ -85,7 +85,7 @@ impl SimulatedStore {
     /// # Errors
     /// A line of the ledger is damaged.
     pub fn put(&self, sandbox: &SandboxId, kept: Kept) -> PortResult<()> {
-        let table = parse(&kept.ledger, sandbox)?;
+        let table = self.parse(&kept.ledger, sandbox)?.table;
         self.disk().insert(sandbox.clone(), OnDisk { kept, table, revision: 0 });
         Ok(())
     }
@@ -103,22 +103,25 @@ impl SimulatedStore {
         }
     }
 
-    fn ledger(&self, sandbox: &SandboxId, table: LedgerTable) -> Rc<dyn Ledger> {
-        let owners = table.entries().map(|entry| (entry.id, entry.actor)).collect();
+    fn bounds(&self, sandbox: &SandboxId) -> Bounds {
+        Bounds::new(&self.state_dir, sandbox)
+    }
+
+    fn parse(&self, text: &str, sandbox: &SandboxId) -> PortResult<ReadLedger> {
+        read(text, &self.bounds(sandbox), BOOT).map_err(|(line, violation)| {
+            PortError::new(ErrorKind::Invalid, "read", format!("ledger line {line}"), violation.to_string())
+        })
+    }
+
+    fn ledger(&self, sandbox: &SandboxId, found: ReadLedger) -> PortResult<Rc<dyn Ledger>> {
+        let owners = found.table.entries().map(|entry| (entry.id, entry.actor)).collect();
         let file = SimulatedFile { store: self.clone(), sandbox: sandbox.clone(), owners };
-        let ledger: Rc<dyn Ledger> = Rc::new(LineLedger::new(file, table));
-        match &self.wrap {
+        let ledger: Rc<dyn Ledger> = Rc::new(LineLedger::open(file, found, self.bounds(sandbox), BOOT.to_owned())?);
+        Ok(match &self.wrap {
             Some(wrap) => wrap(ledger),
             None => ledger,
-        }
+        })
     }
-}
-
-fn parse(text: &str, sandbox: &SandboxId) -> PortResult<LedgerTable> {
-    let read = read(text, sandbox, BOOT).map_err(|(line, violation)| {
-        PortError::new(ErrorKind::Invalid, "read", format!("ledger line {line}"), violation.to_string())
-    });
-    read.map(|(table, _)| table)
 }
 
 impl SandboxStore for SimulatedStore {
@@ -133,13 +136,16 @@ impl SandboxStore for SimulatedStore {
         if self.disk().contains_key(sandbox) {
             return Err(PortError::new(ErrorKind::Exists, "mkdir", sandbox.as_str(), "simulated: exists"));
         }
-        let header = Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot: BOOT.to_owned() };
-        let header = serde_json::to_string(&header)
-            .map_err(|error| PortError::new(ErrorKind::Invalid, "record", "ledger", error.to_string()))?;
-        let kept = Kept { ledger: header + "\n", spec: Some(spec.clone()), saved: None };
+        let (version, boot, last) = (LEDGER_VERSION, BOOT.to_owned(), EntryId(0));
+        let header = Record::Header { version, sandbox: sandbox.clone(), boot, last };
+        let sealed = Seal::default().line(&header);
+        let (ledger, _) =
+            sealed.map_err(|error| PortError::new(ErrorKind::Invalid, "record", "ledger", error.to_string()))?;
+        let found = self.parse(&ledger, sandbox)?;
+        let kept = Kept { ledger, spec: Some(spec.clone()), saved: None };
         self.disk().insert(sandbox.clone(), OnDisk { kept, ..OnDisk::default() });
         after?;
-        Ok(self.ledger(sandbox, LedgerTable::default()))
+        self.ledger(sandbox, found)
     }
 
     fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
@@ -149,11 +155,11 @@ impl SandboxStore for SimulatedStore {
         let found = disk.get_mut(sandbox);
         let absent = || PortError::new(ErrorKind::NotFound, "open", sandbox.as_str(), "simulated: not there");
         let kept = &mut found.ok_or_else(absent)?.kept;
-        let table = parse(&kept.ledger, sandbox)?;
+        let found = self.parse(&kept.ledger, sandbox)?;
         kept.ledger.truncate(kept.ledger.rfind('\n').map_or(0, |end| end + 1));
         drop(disk);
         after?;
-        Ok(self.ledger(sandbox, table))
+        self.ledger(sandbox, found)
     }
 
     fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()> {
@@ -200,18 +206,18 @@ struct SimulatedFile {
 
 impl SimulatedFile {
     /// Whose record a line is, and which kind.
-    fn of(&mut self, line: &[u8]) -> (ActorName, &'static str) {
-        match serde_json::from_slice(line) {
-            Ok(Record::Intent { entry, actor, .. }) => {
-                self.owners.insert(entry, actor);
-                (actor, "intent")
+    fn of(&mut self, record: &Record) -> (ActorName, &'static str) {
+        match record {
+            Record::Intent { entry, actor, .. } => {
+                self.owners.insert(*entry, *actor);
+                (*actor, "intent")
             }
-            Ok(Record::Done { entry, .. }) => (self.owner(entry), "done"),
-            Ok(Record::Refused { entry }) => (self.owner(entry), "refused"),
-            Ok(Record::UndoIntent { entry }) => (self.owner(entry), "undo-intent"),
-            Ok(Record::Undone { entry }) => (self.owner(entry), "undone"),
-            Ok(Record::UndoFailed { entry, .. }) => (self.owner(entry), "undo-failed"),
-            Ok(Record::Header { .. }) | Err(_) => (ActorName::Supervisor, "header"),
+            Record::Done { entry, .. } => (self.owner(*entry), "done"),
+            Record::Refused { entry } => (self.owner(*entry), "refused"),
+            Record::UndoIntent { entry } => (self.owner(*entry), "undo-intent"),
+            Record::Undone { entry } => (self.owner(*entry), "undone"),
+            Record::UndoFailed { entry, .. } => (self.owner(*entry), "undo-failed"),
+            Record::Header { .. } => (ActorName::Supervisor, "header"),
         }
     }
 
@@ -219,14 +225,15 @@ impl SimulatedFile {
         self.owners.get(&entry).copied().unwrap_or(ActorName::Supervisor)
     }
 
-    fn put(&self, line: &[u8]) -> PortResult<()> {
+    /// Writes a line, or the half of one, whose record is then none.
+    fn put(&self, line: &str, record: Option<&Record>) -> PortResult<()> {
         let mut disk = self.store.disk();
         let gone = || PortError::new(ErrorKind::NotFound, "write", "ledger", "simulated: unlinked");
         let on_disk = disk.get_mut(&self.sandbox).ok_or_else(gone)?;
-        on_disk.kept.ledger.push_str(&String::from_utf8_lossy(line));
+        on_disk.kept.ledger.push_str(line);
         on_disk.revision += 1;
-        if let Ok(record) = serde_json::from_slice::<Record>(line)
-            && let Err(violation) = on_disk.table.apply(&record)
+        if let Some(record) = record
+            && let Err(violation) = on_disk.table.apply(record)
         {
             // A reader would refuse the whole ledger for it.
             self.store.faults.note(format!("the ledger on disk holds {record:?}: {violation}"));
@@ -236,20 +243,30 @@ impl SimulatedFile {
 }
 
 impl Lines for SimulatedFile {
-    fn append(&mut self, line: &[u8]) -> PortResult<()> {
-        let (actor, method) = self.of(line);
+    fn append(&mut self, line: &str, record: &Record) -> PortResult<()> {
+        let (actor, method) = self.of(record);
         let died = || PortError::new(ErrorKind::PeerGone, "write", "ledger", "injected: our process has died");
         match self.store.faults.word(&self.sandbox, actor, "ledger", method) {
-            Word::Whole => self.put(line),
+            Word::Whole => self.put(line, Some(record)),
             Word::Refused(error) => Err(error),
             Word::Last => {
-                self.put(line)?;
+                self.put(line, Some(record))?;
                 Err(died())
             }
             Word::Torn => {
-                self.put(&line[..line.len() / 2])?;
+                let half = (0..=line.len() / 2).rev().find(|end| line.is_char_boundary(*end));
+                self.put(&line[..half.unwrap_or(0)], None)?;
                 Err(died())
             }
         }
+    }
+
+    fn replace(&mut self, text: &str) -> PortResult<()> {
+        let mut disk = self.store.disk();
+        let gone = || PortError::new(ErrorKind::NotFound, "rename", "ledger", "simulated: unlinked");
+        let on_disk = disk.get_mut(&self.sandbox).ok_or_else(gone)?;
+        text.clone_into(&mut on_disk.kept.ledger);
+        on_disk.revision += 1;
+        Ok(())
     }
 }

@@ -40,6 +40,15 @@ impl World {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The same objects in a world of their own: what becomes of one does not touch the other. VMs
+    /// are there as objects only, so they can be ended and not adopted.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.state();
+        let (objects, next_identity) = (state.objects.clone(), state.next_identity);
+        Self { state: Mutex::new(State { objects, next_identity, ..State::default() }) }
+    }
+
     /// Makes an object and returns its identity, which is never used again.
     ///
     /// # Errors

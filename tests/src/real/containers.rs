@@ -10,7 +10,7 @@ use sandbox_model::layout::DEFAULT_SHM_BYTES;
 use sandbox_model::request::{
     DevicesRequest, ResourceConfig, RootfsRequest, RootfsSource, ShareFsRequest, VolumesRequest, VsockRequest,
 };
-use sandbox_model::{ContainerId, Instant};
+use sandbox_model::{ContainerId, Instant, Secret};
 use serde_json::{Value, json};
 
 use super::text;
@@ -118,7 +118,7 @@ impl Container<'_> {
             container: container.clone(),
             devices: devices.devices,
             storages: rootfs.storages.into_iter().chain(volumes.storages).collect(),
-            spec: Box::new(spec),
+            spec: Secret::new(Box::new(spec)),
             sandbox_pidns: false,
         };
         agent.create_container(request, deadline()).await.expect("a container");
@@ -137,7 +137,7 @@ impl Container<'_> {
     pub async fn exec(&self, exec: &str, script: &str) -> Ran {
         let name = ProcessRef { container: self.id.clone(), exec: exec.to_owned() };
         let spec: Process = serde_json::from_value(process(script)).expect("a process");
-        let request = ExecProcess { process: name.clone(), spec: Box::new(spec) };
+        let request = ExecProcess { process: name.clone(), spec: Secret::new(Box::new(spec)) };
         self.sandbox.agent().exec_process(request, deadline()).await.expect("one more process");
         self.finish(name).await
     }

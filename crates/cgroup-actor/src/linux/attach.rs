@@ -1,15 +1,18 @@
 //! Moving processes and threads, setting cpusets, pinning.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::{Cgroup, Subsystem};
+use rustix::fs::{Mode, OFlags, fstatfs, open};
 use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, PortError, PortResult};
 
+use super::directories::CGROUP_MAGICS;
 use crate::host::{CgroupMode, Group, PinThreads, Place, SetCpuset};
 
 /// What `cgroups-rs` refused, with the kernel's number if there is one.
@@ -22,10 +25,23 @@ fn refused(operation: &str, object: impl Into<String>, error: cgroups_rs::fs::er
     }
 }
 
-/// Writes to a file of a group that is there; never makes one.
-fn write(path: &Path, text: &str) -> PortResult<()> {
-    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| PortError::os(format!("write {text:?} to"), path.display().to_string(), error))
+/// Writes to a file of a group that is there; never makes one. What is written to is the kernel's
+/// and nothing that was mounted or linked over it.
+pub(super) fn write(path: &Path, text: &str) -> PortResult<()> {
+    let failed = |error| PortError::os(format!("write {text:?} to"), path.display().to_string(), error);
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    genuine(&file, path)?;
+    File::from(file).write_all(text.as_bytes()).map_err(failed)
+}
+
+/// Whether an open file or directory is of a cgroup file system.
+fn genuine(file: &OwnedFd, path: &Path) -> PortResult<()> {
+    let kind = fstatfs(file).map_err(|errno| PortError::os("fstatfs", path.display().to_string(), errno))?;
+    if CGROUP_MAGICS.contains(&kind.f_type) {
+        return Ok(());
+    }
+    Err(PortError::new(ErrorKind::Foreign, "write to", path.display().to_string(), "it is not of a cgroup file system"))
 }
 
 /// The process must still be the one meant, and the threads its own.
@@ -58,6 +74,9 @@ fn on_v1(group: &Group, act: impl Fn(&Subsystem) -> PortResult<()>) -> PortResul
         // Controllers that are mounted together have one directory; cpuset has files of its own in it.
         let is_new = !done.contains(&path) || matches!(subsystem, Subsystem::CpuSet(_));
         if is_new && group.directories.contains(&path) {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = open(&path, flags, Mode::empty());
+            genuine(&directory.map_err(|errno| PortError::os("open", path.display().to_string(), errno))?, &path)?;
             act(subsystem)?;
             done.push(path);
         }

@@ -10,11 +10,12 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, lstat, mkdir, statfs, unlinkat};
 use rustix::io::Errno;
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
 
+use super::attach::write;
 use super::within;
 use crate::host::{CgroupMode, MadeGroup, MakeGroup, RemoveGroup};
 
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of linux/magic.h.
-const CGROUP_MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+pub(super) const CGROUP_MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
 /// How often the making starts over because somebody removed the joint parent in between.
 const MAKE_TRIES: usize = 3;
 /// How long a group may take to become empty: a process that has been reaped is gone at once, one
@@ -80,7 +81,7 @@ fn pass_cpuset_on(request: &MakeGroup) -> PortResult<()> {
         let has_it = std::fs::read_to_string(parent.join("cgroup.controllers")).is_ok_and(|list| names_cpuset(&list));
         if has_it {
             let file = parent.join("cgroup.subtree_control");
-            std::fs::write(&file, "+cpuset").map_err(|error| failed("write +cpuset to", &file, error))?;
+            write(&file, "+cpuset")?;
         }
     }
     Ok(())

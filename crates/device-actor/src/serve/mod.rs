@@ -8,6 +8,7 @@ mod vfio;
 mod vsock;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,7 @@ struct Clients {
     host: Arc<dyn DeviceHost>,
     sandbox: SandboxId,
     first_bridge_slot: u8,
+    vfio_devices: Rc<BTreeSet<String>>,
 }
 
 /// What others see of the devices without asking.
@@ -73,7 +75,16 @@ impl DeviceActor {
             })
             .collect();
         let table = Rc::new(DeviceTable::new(bridges, &named));
-        Self { table, clients: Clients { journal, vmm, host, sandbox, first_bridge_slot } }
+        let vfio_devices = Rc::default();
+        Self { table, clients: Clients { journal, vmm, host, sandbox, first_bridge_slot, vfio_devices } }
+    }
+
+    /// The PCI functions, `DDDD:BB:DD.F`, that this VM may be given: none, unless they are named here.
+    #[must_use]
+    pub fn allow_vfio(mut self, functions: impl IntoIterator<Item = String>) -> Self {
+        let functions = functions.into_iter().map(|function| function.to_ascii_lowercase());
+        self.clients.vfio_devices = Rc::new(functions.collect());
+        self
     }
 
     fn draft(&self) -> SharedDraft {

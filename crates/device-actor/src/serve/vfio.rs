@@ -1,14 +1,14 @@
 //! `AttachVfio`, and handing over IOMMU groups.
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
-use sandbox_model::device::{DeviceConfig, VfioDevice};
+use sandbox_model::device::{DeviceConfig, VfioDevice, is_pci_address};
 use sandbox_model::ledger::{HostObject, Identity, Scope};
 use sandbox_model::{ErrorKind, PortError};
 
 use super::{Bench, DeviceActor, SharedDraft, attached};
 use crate::host::{BindVfio, VfioGroup, VfioName};
 use crate::messages::{AttachVfio, AttachedDevice, DeviceError};
-use crate::vfio::{VFIO_DRIVER, is_bdf, members};
+use crate::vfio::{VFIO_DRIVER, members};
 
 /// What `AttachVfio` keeps between its parts.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Serve<AttachVfio> for DeviceActor {
     type Outcome = Result<AttachedDevice, DeviceError>;
 
     fn plan(&mut self, request: AttachVfio, _: &Call) -> Plan<VfioTicket, Self::Outcome> {
-        if !is_bdf(&request.bdf) {
+        if !is_pci_address(&request.bdf) {
             let what = format!("{:?} is no PCI address; one is written DDDD:BB:DD.F", request.bdf);
             return Plan::Answer(Err(DeviceError::Invalid { what }));
         }
@@ -55,7 +55,8 @@ impl Bench {
     /// to; `scope` holds it by its address.
     pub(super) async fn bind_group(&self, name: VfioName, scope: &Scope) -> Result<VfioGroup, DeviceError> {
         let clients = &self.clients;
-        let group = clients.host.vfio_group(name, self.deadline).await?;
+        let group = clients.host.vfio_group(name.clone(), self.deadline).await?;
+        self.all_allowed(&group)?;
         if members(&group).next().is_none() {
             let cause = "no function in it can be handed over";
             return Err(PortError::new(ErrorKind::Invalid, "bind group", group.group.to_string(), cause).into());
@@ -89,7 +90,31 @@ impl Bench {
                 clients.journal.note(scope.clone(), HostObject::Hold { object: bdf })?;
             }
         }
-        Ok(group)
+        // Asked again: what counts is who has it now, and whether the group is still the same.
+        let now = clients.host.vfio_group(name, self.deadline).await?;
+        self.all_allowed(&now)?;
+        if let Some(left) = members(&now).find(|function| function.driver.as_deref() != Some(VFIO_DRIVER)) {
+            let with = left.driver.as_deref().unwrap_or("no driver");
+            let cause = format!("{} of IOMMU group {} is with {with}", left.bdf, now.group);
+            return Err(PortError::new(ErrorKind::Busy, "bind group", left.bdf.as_str(), cause).into());
+        }
+        Ok(now)
+    }
+
+    /// A function brings its whole IOMMU group along, so the administrator must have allowed all of
+    /// it, whoever asks.
+    fn all_allowed(&self, group: &VfioGroup) -> Result<(), DeviceError> {
+        let allowed = &self.clients.vfio_devices;
+        match members(group).find(|function| !allowed.contains(&function.bdf.to_ascii_lowercase())) {
+            None => Ok(()),
+            Some(function) => {
+                let cause = format!(
+                    "{} of IOMMU group {} is not in vfio_devices of [hypervisor.qemu]; add it there if guests may have it",
+                    function.bdf, group.group
+                );
+                Err(PortError::new(ErrorKind::Denied, "bind group", function.bdf.as_str(), cause).into())
+            }
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl GuestAgent for KataAgent {
         let subject = Subject::new("CreateSandbox", &request.sandbox_id);
         let asked = wire::CreateSandboxRequest {
             hostname: request.hostname,
-            dns: request.dns,
+            dns: request.dns.into_exposed(),
             storages: request.storages.into_iter().map(convert::storage).collect(),
             sandbox_id: request.sandbox_id,
             kernel_modules: request.kernel_modules.iter().map(|line| convert::module(line)).collect(),
@@ -114,7 +114,7 @@ impl GuestAgent for KataAgent {
             container_id,
             devices: request.devices.into_iter().map(convert::device).collect(),
             storages: request.storages.into_iter().map(convert::storage).collect(),
-            OCI: sendable(&subject, oci::spec(&request.spec))?,
+            OCI: sendable(&subject, oci::spec(request.spec.expose()))?,
             sandbox_pidns: request.sandbox_pidns,
             ..Default::default()
         };
@@ -147,7 +147,7 @@ impl GuestAgent for KataAgent {
 
     async fn exec_process(&self, request: ExecProcess, deadline: Instant) -> PortResult<()> {
         let subject = Subject::new("ExecProcess", &request.process);
-        let process = sendable(&subject, oci::process(&request.spec))?;
+        let process = sendable(&subject, oci::process(request.spec.expose()))?;
         let (container_id, exec_id) = names(request.process);
         let asked = wire::ExecProcessRequest { container_id, exec_id, process, ..Default::default() };
         call!(self.ask, exec_process(asked), &subject, deadline)?;
@@ -182,9 +182,10 @@ impl GuestAgent for KataAgent {
 
     async fn write_stdin(&self, request: WriteInput, deadline: Instant) -> PortResult<u32> {
         let subject = Subject::new("WriteStdin", &request.process);
-        let given = request.data.len();
+        let given = request.data.expose().len();
         let (container_id, exec_id) = names(request.process);
-        let asked = wire::WriteStreamRequest { container_id, exec_id, data: request.data, ..Default::default() };
+        let asked =
+            wire::WriteStreamRequest { container_id, exec_id, data: request.data.into_exposed(), ..Default::default() };
         // A process that does not read is no sign of a dead agent.
         let reply = call!(self.wait, write_stdin(asked), &subject, deadline)?;
         reply::taken(&subject, &reply, given)
@@ -217,7 +218,7 @@ impl GuestAgent for KataAgent {
             uid: request.uid,
             gid: request.gid,
             offset: request.offset,
-            data: request.data,
+            data: request.data.into_exposed(),
             ..Default::default()
         };
         call!(self.ask, copy_file(asked), &subject, deadline)?;

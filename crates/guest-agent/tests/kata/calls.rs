@@ -4,7 +4,7 @@ use guest_agent::{CreateContainer, ProcessRef, READ_LEN_MAX, WriteInput};
 use sandbox_model::device::AgentDevice;
 use sandbox_model::network::{GuestInterface, MacAddress};
 use sandbox_model::storage::Storage;
-use sandbox_model::{ErrorKind, Instant, Outcome};
+use sandbox_model::{ErrorKind, Instant, Outcome, Secret};
 
 use super::fake::{Fake, Front};
 use super::*;
@@ -27,7 +27,7 @@ async fn calls_arrive_whole_and_answers_come_back() {
         container: container("web"),
         devices: vec![device],
         storages: vec![Storage { driver: "virtio-fs".to_owned(), ..Default::default() }],
-        spec: Box::new(spec.unwrap()),
+        spec: Secret::new(Box::new(spec.unwrap())),
         sandbox_pidns: true,
     };
     agent.create_container(request, soon()).await.unwrap();
@@ -46,7 +46,7 @@ async fn calls_arrive_whole_and_answers_come_back() {
     };
     agent.update_interface(interface, soon()).await.unwrap();
     assert_eq!(agent.guest_details((), soon()).await.unwrap().memory_block_bytes, 128 << 20);
-    let written = WriteInput { process: process("web"), data: b"hello".to_vec() };
+    let written = WriteInput { process: process("web"), data: Secret::new(b"hello".to_vec()) };
     assert_eq!(agent.write_stdin(written, soon()).await.unwrap(), 5);
     let killed = ProcessRef { exec: "killed".to_owned(), ..process("web") };
     assert_eq!(agent.wait_process(killed, soon()).await.unwrap(), 137);
@@ -95,7 +95,7 @@ async fn what_the_agent_says_becomes_an_error() {
 async fn a_request_that_is_too_long_is_invalid() {
     let fake = Fake::start(vec![Front::Agent]).await;
     let agent = connected(&fake).await;
-    let written = WriteInput { process: process("web"), data: vec![0; 5 << 20] };
+    let written = WriteInput { process: process("web"), data: Secret::new(vec![0; 5 << 20]) };
     let error = agent.write_stdin(written, soon()).await.unwrap_err();
     assert_eq!((error.kind, error.outcome), (ErrorKind::Invalid, Outcome::NotDone), "{error}");
     agent.check((), soon()).await.unwrap();

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use agent_protocol::agent::ReadStreamResponse;
 use guest_agent::WriteInput;
-use sandbox_model::{ErrorKind, Outcome};
+use sandbox_model::{ErrorKind, Outcome, Secret};
 
 use super::fake::{Fake, Front, answer, frame, serving};
 use super::*;
@@ -97,6 +97,37 @@ async fn answers_that_nobody_asked_for_are_dropped() {
 }
 
 #[tokio::test]
+async fn an_agent_that_owes_too_many_answers_is_given_up() {
+    let fake = raw(|stream| frame(stream + 100_001, 2, b"")).await;
+    let agent = connected(&fake).await;
+    // To read is patient: silence alone does not end the connection.
+    for _ in 0..8 {
+        let calls = (0..512).map(|_| agent.read_stdout(read("web", 9), within(100)));
+        let answers = futures::future::join_all(calls).await;
+        assert!(answers.iter().all(Result::is_err));
+    }
+    let after = agent.check((), soon()).await.unwrap_err();
+    assert_eq!(after.kind, ErrorKind::PeerGone, "{after}");
+    assert!(after.cause.contains("owes"), "{after}");
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_is_not_the_next_ones() {
+    let last = std::sync::atomic::AtomicU32::new(0);
+    let fake = raw(move |stream| match last.swap(stream, std::sync::atomic::Ordering::Relaxed) {
+        // The first call gets something that is no answer to it.
+        0 => frame(stream + 1000, 2, b""),
+        late => [answer(late, &data(9)), answer(stream, &data(3))].concat(),
+    })
+    .await;
+    let agent = connected(&fake).await;
+    assert_eq!(agent.read_stdout(read("web", 9), within(50)).await.unwrap_err().kind, ErrorKind::TimedOut);
+    for _ in 0..3 {
+        assert_eq!(agent.read_stdout(read("web", 9), soon()).await.unwrap(), b"xxx");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_to_another_call_is_no_answer() {
     let fake = raw(|stream| answer(stream + 2, &data(3))).await;
     let agent = connected(&fake).await;
@@ -122,7 +153,7 @@ async fn a_guest_that_dies_is_gone() {
 async fn an_agent_that_does_not_read_holds_nobody_up() {
     let fake = Fake::start(vec![Front::Deaf]).await;
     let agent = connected(&fake).await;
-    let written = WriteInput { process: process("web"), data: vec![0; 3 << 20] };
+    let written = WriteInput { process: process("web"), data: Secret::new(vec![0; 3 << 20]) };
     let error = agent.write_stdin(written, within(100)).await.unwrap_err();
     assert_eq!((error.kind, error.outcome), (ErrorKind::TimedOut, Outcome::Doubtful), "{error}");
     // Half a request is on its way, so nothing more can be said on this connection.

@@ -25,6 +25,8 @@ mod sockets;
 mod ticket;
 mod vm;
 
+pub use qmp::probe;
+
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

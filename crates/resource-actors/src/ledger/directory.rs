@@ -4,49 +4,24 @@
 //! lines and at most one cut one. The directory lies on tmpfs, so the system calls here take
 //! microseconds and are made on the actors' own thread.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{LEDGER_VERSION, Ledger, Record, UndoItem, UndoReport, Undone};
+use sandbox_model::ledger::{Ledger, UndoItem, UndoReport, Undone};
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::files::{NOFOLLOW, check_directory, read_text, read_whole, replace};
-use super::{DIRECTORY_ENTRY, LedgerTable, LineLedger, Lines, SandboxStore, read};
+use super::file::{self, rewritten};
+use super::files::replace;
+use super::own;
+use super::{Bounds, DIRECTORY_ENTRY, SandboxStore};
 use crate::supervisor::{Progress, SAVED_VERSION, SavedSandbox};
 use crate::system::SandboxSpec;
-
-/// The largest ledger that is read: a sandbox has hundreds of objects, not millions.
-const LEDGER_BYTES_MAX: u64 = 64 << 20;
-
-/// The ledger's file.
-#[derive(Debug)]
-struct LedgerFile {
-    file: File,
-    path: PathBuf,
-    /// Bytes of whole lines in it.
-    whole: u64,
-}
-
-impl Lines for LedgerFile {
-    fn append(&mut self, line: &[u8]) -> PortResult<()> {
-        if let Err(error) = self.file.write_all(line) {
-            // A full tmpfs takes a part of a line: it must not become the beginning of the next one.
-            let cut = self.file.set_len(self.whole);
-            let cut = cut.map_or_else(|error| format!("; its torn line stays: {error}"), |()| String::new());
-            let mut refused = PortError::os("write", self.path.display().to_string(), error);
-            refused.cause.push_str(&cut);
-            return Err(refused);
-        }
-        self.whole += line.len() as u64;
-        Ok(())
-    }
-}
 
 /// Keeps each sandbox in a directory below one state directory.
 #[derive(Debug, Clone)]
@@ -67,7 +42,7 @@ impl DirectoryStore {
     fn make_state_dir(&self) -> PortResult<()> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.state_dir);
         made.map_err(|error| PortError::os("mkdir", self.state_dir.display().to_string(), error))?;
-        check_directory(&self.state_dir)
+        own::directory(&self.state_dir)
     }
 }
 
@@ -99,12 +74,8 @@ impl SandboxStore for DirectoryStore {
         let dir = self.dir(&spec.id);
         self.make_sandbox_dir(&dir)?;
         let created = (|| {
-            let path = dir.ledger();
-            let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
-            let file = file.map_err(|error| PortError::os("open", path.display().to_string(), error))?;
-            let ledger = LineLedger::new(LedgerFile { file, path, whole: 0 }, LedgerTable::default());
-            let boot = boot_id()?;
-            ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: spec.id.clone(), boot })?;
+            let bounds = Bounds::new(&self.state_dir, &spec.id);
+            let ledger = file::create(dir.ledger(), boot_id()?, bounds)?;
             replace(&dir.spec(), &written(&dir.spec(), &KeptSpec { version: SAVED_VERSION, spec: spec.clone() })?)?;
             Ok(Rc::new(ledger) as Rc<dyn Ledger>)
         })();
@@ -117,28 +88,11 @@ impl SandboxStore for DirectoryStore {
 
     fn open(&self, sandbox: &SandboxId) -> PortResult<Rc<dyn Ledger>> {
         let dir = self.dir(sandbox);
-        check_directory(dir.root())?;
-        let path = dir.ledger();
-        let shown = path.display().to_string();
+        own::directory(&self.state_dir)?;
+        own::directory(dir.root())?;
         // A crash may have come before the first record, or after the ledger had gone and before its
         // directory: such a sandbox has nothing, and is released like any other.
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true).mode(0o600).custom_flags(NOFOLLOW);
-        let mut file = options.open(&path).map_err(|error| PortError::os("open", &shown, error))?;
-        let text = read_text(&mut file, &path, LEDGER_BYTES_MAX)?;
-        let (table, same_boot) = read(&text, sandbox, &boot_id()?).map_err(|(line, violation)| {
-            PortError::new(ErrorKind::Invalid, "read", format!("{shown} line {line}"), violation.to_string())
-        })?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            // The cut line must not become the beginning of the next record.
-            file.set_len(whole as u64).map_err(|error| PortError::os("truncate", &shown, error))?;
-        }
-        let table = if same_boot { table } else { LedgerTable::default() };
-        let ledger = LineLedger::new(LedgerFile { file, path, whole: whole as u64 }, table);
-        if whole == 0 {
-            ledger.write(&Record::Header { version: LEDGER_VERSION, sandbox: sandbox.clone(), boot: boot_id()? })?;
-        }
+        let ledger = file::open(dir.ledger(), boot_id()?, Bounds::new(&self.state_dir, sandbox))?;
         Ok(Rc::new(ledger))
     }
 
@@ -149,7 +103,8 @@ impl SandboxStore for DirectoryStore {
 
     fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox> {
         let dir = self.dir(sandbox);
-        check_directory(dir.root())?;
+        own::directory(&self.state_dir)?;
+        own::directory(dir.root())?;
         let kept: KeptSpec = understood(&dir.spec())?;
         let progress: Progress = understood(&dir.saved())?;
         for (path, version) in [(dir.spec(), kept.version), (dir.saved(), progress.version)] {
@@ -160,7 +115,8 @@ impl SandboxStore for DirectoryStore {
         if kept.spec.id != *sandbox {
             return Err(invalid(&dir.spec(), format!("it belongs to sandbox {}", kept.spec.id)));
         }
-        Ok(SavedSandbox { spec: kept.spec, progress })
+        let saved = SavedSandbox { spec: kept.spec, progress };
+        saved.check(&self.state_dir).map(|()| saved)
     }
 
     fn destroy(&self, sandbox: &SandboxId) -> UndoReport {
@@ -218,7 +174,8 @@ fn written<T: Serialize>(path: &Path, value: &T) -> PortResult<Vec<u8>> {
 }
 
 fn understood<T: DeserializeOwned>(path: &Path) -> PortResult<T> {
-    serde_json::from_str(&read_whole(path, SAVED_BYTES_MAX)?).map_err(|error| invalid(path, error.to_string()))
+    let text = own::text(&mut own::open(path, false)?, path, SAVED_BYTES_MAX)?;
+    serde_json::from_str(&text).map_err(|error| invalid(path, error.to_string()))
 }
 
 /// Names in a sandbox's directory that are not the ledger's own.
@@ -232,9 +189,10 @@ fn strangers(dir: &SandboxDir) -> PortResult<Vec<String>> {
 }
 
 /// The ledger is the last: as long as it is there, a later clean-up finds the sandbox.
-fn own_files(dir: &SandboxDir) -> [PathBuf; 5] {
-    let (spec, saved) = (dir.spec(), dir.saved());
-    [saved.with_extension("json.new"), saved, spec.with_extension("json.new"), spec, dir.ledger()]
+fn own_files(dir: &SandboxDir) -> [PathBuf; 6] {
+    let (spec, saved, ledger) = (dir.spec(), dir.saved(), dir.ledger());
+    let new = |path: &Path| path.with_extension("json.new");
+    [new(&saved), saved, new(&spec), spec, rewritten(&ledger), ledger]
 }
 
 fn remove_own(dir: &SandboxDir) -> PortResult<()> {
@@ -260,7 +218,7 @@ mod tests {
     use super::*;
     use crate::supervisor::{Facts, OpenStep};
     use sandbox_model::config::SandboxConfig;
-    use sandbox_model::ledger::{EntryId, HostObject, Identity, Scope};
+    use sandbox_model::ledger::{EntryId, HostObject, Identity, Record, Scope};
     use sandbox_model::lifecycle::{ActorName, LifecycleState};
 
     fn spec(name: &str) -> SandboxSpec {

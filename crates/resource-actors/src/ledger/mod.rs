@@ -1,9 +1,15 @@
 //! Where ledgers are kept: a directory of each sandbox's own, or memory.
 
+mod bounds;
 mod directory;
+mod file;
 mod files;
 mod lines;
 mod memory;
+#[cfg(test)]
+mod model_tests;
+mod own;
+mod seal;
 mod table;
 
 use std::fmt::Debug;
@@ -15,10 +21,12 @@ use sandbox_model::{PortResult, SandboxId};
 
 use crate::supervisor::{Progress, SavedSandbox};
 use crate::system::SandboxSpec;
+pub use bounds::Bounds;
 pub use directory::DirectoryStore;
 pub use lines::{LineLedger, Lines};
 pub use memory::MemoryStore;
-pub use table::{LedgerTable, Violation, read};
+pub use seal::Seal;
+pub use table::{LedgerTable, ReadLedger, Violation, read};
 
 /// The entry number by which reports name the sandbox's own directory, which holds the ledger and so
 /// cannot be in it.

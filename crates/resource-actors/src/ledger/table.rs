@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use sandbox_model::SandboxId;
 use sandbox_model::ledger::{Entry, EntryId, LEDGER_VERSION, Record};
 
+use super::bounds::{Bounds, fits, limit};
+use super::seal::Seal;
+
 /// A record that does not follow from those before it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -26,19 +29,69 @@ pub enum Violation {
     /// The line is no record.
     #[error("not a record: {0}")]
     Syntax(String),
+    /// The line, or one before it, is not what was written.
+    #[error("its sum does not fit: it or a line before it has been changed")]
+    Sum,
+    /// The entry names what no actor of this sandbox makes.
+    #[error("{0}")]
+    Outside(String),
+    /// The identity is not one of such an object.
+    #[error("entry {0} is given an identity of another kind of object")]
+    Identity(EntryId),
+    /// The sandbox has as many as it may.
+    #[error("a sandbox has at most {limit} {kind}")]
+    Full {
+        /// Of what.
+        kind: &'static str,
+        /// How many.
+        limit: usize,
+    },
 }
 
 /// The open entries of a ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerTable {
     open: BTreeMap<EntryId, Entry>,
+    counts: BTreeMap<&'static str, usize>,
     last: u64,
 }
 
 impl LedgerTable {
+    /// Does not use the numbers up to `last` again.
+    pub(super) fn skip_to(&mut self, last: EntryId) {
+        self.last = self.last.max(last.0);
+    }
+
     /// The number of the next entry.
     pub fn next_id(&self) -> EntryId {
-        EntryId(self.last + 1)
+        EntryId(self.last.saturating_add(1))
+    }
+
+    /// Whether `record` follows from those before it.
+    ///
+    /// # Errors
+    /// [`Violation`].
+    pub fn check(&self, record: &Record) -> Result<(), Violation> {
+        let open = |entry: &EntryId| self.open.get(entry).ok_or(Violation::NotOpen(*entry));
+        match record {
+            Record::Header { .. } => Err(Violation::Header),
+            Record::Intent { entry, .. } if entry.0 <= self.last => Err(Violation::Reused(*entry)),
+            Record::Intent { object, .. } => match limit(object) {
+                (kind, limit) if self.counts.get(kind).is_some_and(|count| *count >= limit) => {
+                    Err(Violation::Full { kind, limit })
+                }
+                _ => Ok(()),
+            },
+            Record::Done { entry, identity } => match open(entry)? {
+                open if open.identity.is_some() => Err(Violation::NotOpen(*entry)),
+                open if !fits(&open.object, identity) => Err(Violation::Identity(*entry)),
+                _ => Ok(()),
+            },
+            Record::Refused { entry }
+            | Record::Undone { entry }
+            | Record::UndoIntent { entry }
+            | Record::UndoFailed { entry, .. } => open(entry).map(drop),
+        }
     }
 
     /// Takes one record.
@@ -51,28 +104,12 @@ impl LedgerTable {
         Ok(())
     }
 
-    /// Whether a record follows from those before it.
-    pub(super) fn check(&self, record: &Record) -> Result<(), Violation> {
-        match record {
-            Record::Header { .. } => Err(Violation::Header),
-            Record::Intent { entry, .. } if entry.0 <= self.last => Err(Violation::Reused(*entry)),
-            Record::Intent { .. } => Ok(()),
-            Record::Done { entry, .. } => {
-                let open = self.open.get(entry).filter(|open| open.identity.is_none());
-                open.map(|_| ()).ok_or(Violation::NotOpen(*entry))
-            }
-            Record::Refused { entry }
-            | Record::Undone { entry }
-            | Record::UndoIntent { entry }
-            | Record::UndoFailed { entry, .. } => self.open.get(entry).map(|_| ()).ok_or(Violation::NotOpen(*entry)),
-        }
-    }
-
     /// Takes a record that has been checked.
     pub(super) fn take(&mut self, record: Record) {
         match record {
             Record::Intent { entry: id, actor, scope, object } => {
                 self.last = id.0;
+                *self.counts.entry(limit(&object).0).or_default() += 1;
                 self.open.insert(id, Entry { id, actor, scope, object, identity: None });
             }
             Record::Done { entry, identity } => {
@@ -81,10 +118,21 @@ impl LedgerTable {
                 }
             }
             Record::Refused { entry } | Record::Undone { entry } => {
-                self.open.remove(&entry);
+                if let Some(closed) = self.open.remove(&entry) {
+                    self.counts.entry(limit(&closed.object).0).and_modify(|count| *count -= 1);
+                }
             }
             Record::Header { .. } | Record::UndoIntent { .. } | Record::UndoFailed { .. } => {}
         }
+    }
+
+    /// The records that add up to this table and no more.
+    pub(super) fn records(&self) -> impl Iterator<Item = Record> {
+        self.open.values().flat_map(|entry| {
+            let Entry { id, actor, scope, object, identity } = entry.clone();
+            let done = identity.map(|identity| Record::Done { entry: id, identity });
+            [Record::Intent { entry: id, actor, scope, object }].into_iter().chain(done)
+        })
     }
 
     /// The open entries, oldest first.
@@ -108,112 +156,70 @@ impl LedgerTable {
     }
 }
 
-/// Reads a ledger file of `sandbox` and says whether the boot in which it was written is `boot`:
-/// objects of an earlier boot are gone. A last line without its newline is what a crash leaves, and
-/// is ignored.
+/// What a ledger file says.
+#[derive(Debug)]
+pub struct ReadLedger {
+    /// The open entries.
+    pub table: LedgerTable,
+    /// Whether it was written in this boot: objects of an earlier one are gone.
+    pub same_boot: bool,
+    /// Bytes of whole lines: a last line without its line break is what a crash leaves, and counts
+    /// for nothing.
+    pub whole: usize,
+    pub(super) seal: Seal,
+    last: EntryId,
+}
+
+/// Reads a ledger file within `bounds`, in the boot `boot`.
 ///
 /// # Errors
-/// The number of the first damaged line, from 1, and what is wrong with it.
-pub fn read(text: &str, sandbox: &SandboxId, boot: &str) -> Result<(LedgerTable, bool), (usize, Violation)> {
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let mut table = LedgerTable::default();
-    let mut same_boot = None;
-    for (index, line) in whole.lines().enumerate() {
-        let at = |violation| (index + 1, violation);
-        let record: Record = serde_json::from_str(line).map_err(|error| at(Violation::Syntax(error.to_string())))?;
-        match (&record, same_boot) {
-            (Record::Header { version, sandbox: of, boot: written_in }, None) => {
-                if *version != LEDGER_VERSION {
-                    return Err(at(Violation::Version(*version)));
-                }
-                if of != sandbox {
-                    return Err(at(Violation::Foreign(of.clone())));
-                }
-                same_boot = Some(written_in == boot);
-            }
-            (_, None) => return Err(at(Violation::Header)),
-            (record, Some(_)) => table.apply(record).map_err(at)?,
-        }
+/// The number of the first line that is damaged or out of bounds, from 1, and what is wrong with it.
+pub fn read(text: &str, bounds: &Bounds, boot: &str) -> Result<ReadLedger, (usize, Violation)> {
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut read = ReadLedger { whole, ..ReadLedger::default() };
+    for (index, line) in text[..whole].lines().enumerate() {
+        read.line(line, index == 0, bounds, boot).map_err(|violation| (index + 1, violation))?;
     }
-    // A crash before the header's newline: nothing has been made yet.
-    Ok((table, same_boot.unwrap_or(true)))
+    read.table.skip_to(read.last);
+    // Without a header there was a crash before its line break, and nothing has been made yet.
+    Ok(read)
+}
+
+impl Default for ReadLedger {
+    /// No lines at all.
+    fn default() -> Self {
+        let (table, seal) = (LedgerTable::default(), Seal::default());
+        Self { table, same_boot: true, whole: 0, seal, last: EntryId(0) }
+    }
+}
+
+impl ReadLedger {
+    fn line(&mut self, line: &str, is_first: bool, bounds: &Bounds, boot: &str) -> Result<(), Violation> {
+        let (record, seal) = self.seal.record(line)?;
+        match record {
+            Record::Header { version, .. } if is_first && version != LEDGER_VERSION => {
+                return Err(Violation::Version(version));
+            }
+            Record::Header { sandbox, .. } if is_first && sandbox != *bounds.sandbox() => {
+                return Err(Violation::Foreign(sandbox));
+            }
+            Record::Header { boot: written_in, last, .. } if is_first => {
+                self.same_boot = written_in == boot;
+                self.last = last;
+            }
+            _ if is_first => return Err(Violation::Header),
+            record => {
+                if let Record::Intent { actor, object, .. } = &record {
+                    bounds.object(*actor, object)?;
+                }
+                self.table.apply(&record)?;
+            }
+        }
+        self.seal = seal;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use sandbox_model::ledger::{HostObject, Identity, Scope};
-    use sandbox_model::lifecycle::ActorName;
-
-    fn intent(n: u64) -> Record {
-        let object = HostObject::Process { program: "x".into() };
-        Record::Intent { entry: EntryId(n), actor: ActorName::Network, scope: Scope::Sandbox, object }
-    }
-
-    fn header() -> Record {
-        let sandbox = SandboxId::new("s").unwrap();
-        Record::Header { version: LEDGER_VERSION, sandbox, boot: "b".into() }
-    }
-
-    fn lines(records: &[Record]) -> String {
-        records.iter().map(|record| serde_json::to_string(record).unwrap() + "\n").collect()
-    }
-
-    #[test]
-    fn an_entry_goes_from_intent_to_done_to_undone() {
-        let mut table = LedgerTable::default();
-        let id = EntryId(1);
-        table.apply(&intent(1)).unwrap();
-        assert_eq!(table.entry(id).unwrap().identity, None);
-        table.apply(&Record::Done { entry: id, identity: Identity::Named }).unwrap();
-        table.apply(&Record::UndoIntent { entry: id }).unwrap();
-        table.apply(&Record::UndoFailed { entry: id, cause: "busy".into() }).unwrap();
-        assert_eq!(table.len(), 1, "a failed undo stays for the next clean-up");
-        table.apply(&Record::Undone { entry: id }).unwrap();
-        assert!(table.is_empty());
-    }
-
-    #[test]
-    fn no_other_transition_is_allowed() {
-        let mut table = LedgerTable::default();
-        let id = EntryId(1);
-        let done = Record::Done { entry: id, identity: Identity::Named };
-        assert_eq!(table.apply(&done), Err(Violation::NotOpen(id)));
-        table.apply(&intent(1)).unwrap();
-        assert_eq!(table.apply(&intent(1)), Err(Violation::Reused(id)));
-        table.apply(&done).unwrap();
-        assert_eq!(table.apply(&done), Err(Violation::NotOpen(id)));
-        table.apply(&Record::Undone { entry: id }).unwrap();
-        assert_eq!(table.apply(&Record::Undone { entry: id }), Err(Violation::NotOpen(id)));
-        assert_eq!(table.apply(&intent(1)), Err(Violation::Reused(id)), "numbers are not used again");
-    }
-
-    #[test]
-    fn every_prefix_of_a_ledger_can_be_read() {
-        let text =
-            lines(&[header(), intent(1), Record::Done { entry: EntryId(1), identity: Identity::Named }, intent(2)]);
-        let sandbox = SandboxId::new("s").unwrap();
-        for end in 0..=text.len() {
-            let (table, _) = read(&text[..end], &sandbox, "b").unwrap();
-            assert!(table.len() <= 2);
-        }
-    }
-
-    #[test]
-    fn damage_is_refused_with_its_line() {
-        let sandbox = SandboxId::new("s").unwrap();
-        let good = lines(&[header(), intent(1)]);
-        for (text, line) in [
-            (good.replace("process", "proc\u{0}ess"), 2),
-            (good.replacen("intent", "indent", 1), 2),
-            (format!("{good}{{}}\n"), 3),
-            (format!("{good}{}", lines(&[intent(1)])), 3),
-            (lines(&[intent(1)]), 1),
-            (good.replace("\"version\":1", "\"version\":9"), 1),
-            (good.replace("\"sandbox\":\"s\"", "\"sandbox\":\"t\""), 1),
-        ] {
-            assert_eq!(read(&text, &sandbox, "b").unwrap_err().0, line, "{text}");
-        }
-        assert!(!read(&good, &sandbox, "other").unwrap().1);
-    }
-}
+#[path = "table_tests.rs"]
+mod tests;

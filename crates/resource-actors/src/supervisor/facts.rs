@@ -1,14 +1,16 @@
 //! What is known of a sandbox beside its ledger, and kept for a later process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
 
 use guest_agent::AgentAddress;
 use hypervisor::StartedVm;
 use network_actor::NetworkIsUp;
-use sandbox_model::ContainerId;
+use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::EntryId;
 use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::request::LinuxResourcesRequest;
+use sandbox_model::{ContainerId, ErrorKind, PortError, PortResult};
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::{Base, CpuError, Share, Shares};
@@ -114,4 +116,25 @@ pub struct SavedSandbox {
     pub spec: SandboxSpec,
     /// Where it stood.
     pub progress: Progress,
+}
+
+impl SavedSandbox {
+    /// Holds it to what a sandbox below `state_dir` can have: the files are a hint, not an authority.
+    ///
+    /// # Errors
+    /// `Invalid`: it names a socket of the agent that is not the sandbox's own.
+    pub fn check(&self, state_dir: &Path) -> PortResult<()> {
+        let dir = SandboxDir::new(state_dir, &self.spec.id);
+        let is_own = |socket: &Path| {
+            let below = socket.strip_prefix(dir.root()).ok();
+            below.is_some_and(|path| path.components().all(|part| matches!(part, Component::Normal(_))))
+        };
+        match &self.progress.facts.agent {
+            Some(AgentAddress::Hybrid { socket, .. }) if !is_own(socket) => {
+                let cause = format!("the agent's socket {} is not the sandbox's own", socket.display());
+                Err(PortError::new(ErrorKind::Invalid, "restore", self.spec.id.as_str(), cause))
+            }
+            _ => Ok(()),
+        }
+    }
 }

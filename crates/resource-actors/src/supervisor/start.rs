@@ -9,7 +9,7 @@ use device_actor::{AttachDevice, AttachVfio, AttachVsock};
 use guest_agent::AgentAddress;
 use hypervisor::{BindSocket, StartVm as StartRequest, StartedVm};
 use network_actor::NetworkIsUp;
-use sandbox_model::device::{DeviceConfig, VsockBackend, VsockDevice};
+use sandbox_model::device::{Access, DeviceConfig, VsockBackend, VsockDevice};
 use sandbox_model::ledger::{EntryId, HostObject, Identity, Scope};
 use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::network::{GuestNetwork, NetworkRequest};
@@ -101,6 +101,13 @@ impl Wishes {
                 ResourceConfig::Network(network) => once(&mut wishes.network, network, "a network")?,
                 ResourceConfig::ShareFs(share) => once(&mut wishes.share, share, "a shared directory")?,
                 ResourceConfig::Vsock(vsock) => once(&mut wishes.vsock, vsock, "a vsock")?,
+                ResourceConfig::VmRootfs(disk) if disk.access != Access::ReadOnly => {
+                    let what = format!(
+                        "the guest's root disk {} is wished read-write; other guests boot from it, so it is read-only",
+                        disk.path.display()
+                    );
+                    return Err(StepError::own("read the list of resources", Cause::Invalid { what }));
+                }
                 ResourceConfig::VmRootfs(_) | ResourceConfig::Vfio(_) => {}
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,11 @@ use sandbox_model::trace::{Event, Header, TRACE_VERSION};
 
 use super::ChannelSink;
 use super::kernel_ids::KernelIds;
+
+/// A file for its owner only: a trace tells what was asked for, and where it was.
+fn create(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
 
 /// Writes a trace to a file, on a thread of its own.
 #[derive(Debug)]
@@ -89,7 +95,7 @@ struct Writer {
 
 impl Writer {
     fn begin(path: &Path, header: Header, part_bytes_max: u64, lost: Arc<AtomicU64>) -> io::Result<Self> {
-        let (path, file, ids) = (path.to_owned(), BufWriter::new(File::create(path)?), KernelIds::default());
+        let (path, file, ids) = (path.to_owned(), BufWriter::new(create(path)?), KernelIds::default());
         let (part_bytes, part_has_events, lost_told) = (0, false, 0);
         let mut writer = Self { path, header, file, part_bytes, part_bytes_max, part_has_events, ids, lost, lost_told };
         writer.write_header()?;
@@ -151,7 +157,7 @@ impl Writer {
     fn next_part(&mut self) -> io::Result<()> {
         self.file.flush()?;
         fs::rename(&self.path, earlier_part(&self.path))?;
-        self.file = BufWriter::new(File::create(&self.path)?);
+        self.file = BufWriter::new(create(&self.path)?);
         (self.part_bytes, self.part_has_events) = (0, false);
         self.header.part += 1;
         self.write_header()

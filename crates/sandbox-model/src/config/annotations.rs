@@ -7,20 +7,20 @@
 
 use std::collections::BTreeMap;
 
-use super::SandboxConfig;
 use super::keys::{self, KEYS, Key, Kind};
+use super::{SandboxConfig, kernel_params};
 
 /// Annotations that configure a sandbox begin with this.
 pub const PREFIX: &str = "io.katacontainers.config.";
 
 /// Why an annotation was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("annotation {annotation} = {value:?}: {reason}; {fix}")]
+#[error("annotation {annotation}{}: {reason}; {fix}", .value.as_deref().map(|value| format!(" = {value:?}")).unwrap_or_default())]
 pub struct AnnotationError {
     /// The whole key.
     pub annotation: String,
-    /// Its value.
-    pub value: String,
+    /// Its value, if the annotation is one that we honour: what others carry may be a secret.
+    pub value: Option<String>,
     /// Why it is refused.
     pub reason: String,
     /// What to do.
@@ -41,12 +41,14 @@ pub fn apply_annotations(
         let Some(rest) = annotation.strip_prefix(PREFIX) else {
             continue;
         };
-        let refuse = |reason: String, fix: String| AnnotationError {
+        let refuse_with = |value: Option<&String>, reason: String, fix: String| AnnotationError {
             annotation: annotation.clone(),
-            value: value.clone(),
+            value: value.cloned(),
             reason,
             fix,
         };
+        let refuse = |reason, fix| refuse_with(Some(value), reason, fix);
+        let refuse_unseen = |reason, fix| refuse_with(None, reason, fix);
         let remove = || "remove the annotation".to_owned();
         let key = match key_of(rest) {
             Found::Settable(key) => key,
@@ -55,16 +57,20 @@ pub fn apply_annotations(
                     Kind::File | Kind::OptionalFile | Kind::Program | Kind::BindMounts => "names a path of the host",
                     _ => "is for the administrator only",
                 };
-                return Err(refuse(format!("it {what} and is never honoured"), remove()));
+                return Err(refuse_unseen(format!("it {what} and is never honoured"), remove()));
             }
             Found::Nothing => {
-                return Err(refuse("no such annotation is supported".to_owned(), remove()));
+                return Err(refuse_unseen("no such annotation is supported".to_owned(), remove()));
             }
         };
         let last = key.annotation.unwrap_or(key.name);
         if !enable.iter().any(|enabled| enabled == last) {
             let fix = format!("add {last:?} to enable_annotations of [hypervisor.qemu], or remove the annotation");
-            return Err(refuse("it is not enabled on this host".to_owned(), fix));
+            return Err(refuse_unseen("it is not enabled on this host".to_owned(), fix));
+        }
+        if key.kind == Kind::KernelParams {
+            kernel_params::check(value)
+                .map_err(|why| refuse(why, "leave it to the administrator's file".to_owned()))?;
         }
         key.set_text(&mut changed, value)
             .map_err(|refusal| refuse(format!("expected {}", refusal.expected), refusal.fix))?;

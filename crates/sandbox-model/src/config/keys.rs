@@ -126,8 +126,8 @@ pub static KEYS: &[Key] = keys! {
     [hypervisor] initrd: Kind::OptionalFile, "The guest's initial RAM disk. Either this or image.";
     [hypervisor] image: Kind::OptionalFile, "The guest's root disk, attached read-only. Either this or initrd.";
     [hypervisor] rootfs_type: choice(&["ext4", "xfs", "erofs"]), "File system of image.";
-    [hypervisor] kernel_params @ "kernel_params": Kind::Text, "Appended to the kernel's command line.";
-    [hypervisor] machine_type @ "machine_type": Kind::Text, "QEMU's machine, as q35.";
+    [hypervisor] kernel_params @ "kernel_params": Kind::KernelParams, "Appended to the kernel's command line.";
+    [hypervisor] machine_type @ "machine_type": Kind::Word, "QEMU's machine, as q35.";
     [hypervisor] default_vcpus @ "default_vcpus": Kind::Fraction { min: 0.01, max: 256.0 },
         "vCPUs at boot; rounded up when the VM is started. 0 asks for the default.";
     [hypervisor] overhead_vcpus: Kind::Fraction { min: 0.0, max: 256.0 },
@@ -166,6 +166,8 @@ pub static KEYS: &[Key] = keys! {
         "Ours, not Kata's: how the guest's instructions are executed. auto is KVM where it works, else TCG (emulation, slow).";
     [hypervisor] cold_plug_vfio: Kind::ColdPlug,
         "Where a PCI function of the host is plugged before the VM starts.";
+    [hypervisor] vfio_devices: Kind::PciAddresses,
+        "Ours, not Kata's: the PCI functions that a sandbox may be given, each with all of its IOMMU group. None by default.";
     [hypervisor] enable_annotations: Kind::Words,
         "Last parts of the annotations that a pod may use, exactly as they are spelt (no patterns).";
 
@@ -176,7 +178,7 @@ pub static KEYS: &[Key] = keys! {
         "Deadline of every agent call that ends by itself, in seconds.";
     [agent] health_check_request_timeout_ms: int(1, 86_400_000),
         "Deadline of the agent's health check, in milliseconds.";
-    [agent] kernel_modules @ "kernel_modules": Kind::Words,
+    [agent] kernel_modules @ "kernel_modules": Kind::Modules,
         "Kernel modules that the agent loads, each NAME PARAMETERS.";
 
     [runtime] internetworking_model @ "internetworking_model": choice(&["tcfilter", "none"]),

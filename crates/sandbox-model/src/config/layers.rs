@@ -230,7 +230,9 @@ impl Loaded {
                         .into(),
                     fix: "remove the key".into(),
                 };
-                return Err(refused(&layer.origin, &path, value.to_string(), refusal));
+                // Such a key may carry a policy or a secret: neither is for a log.
+                let value = if value.is_bool() { value.to_string() } else { "(something)".to_owned() };
+                return Err(refused(&layer.origin, &path, value, refusal));
             }
             Some(_) => {
                 self.notes.ignored.insert(path);

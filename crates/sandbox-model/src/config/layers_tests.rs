@@ -147,9 +147,11 @@ fn every_key_takes_the_ends_of_its_range() {
             Kind::Choice { words, .. } => words.iter().map(|word| (*word).into()).collect(),
             Kind::Flag => vec![true.into(), false.into()],
             Kind::ColdPlug => vec!["root-port".into(), "no-port".into()],
-            Kind::Words => vec![toml::Value::Array(vec!["a".into()])],
+            Kind::Words | Kind::Modules => vec![toml::Value::Array(vec!["a".into()])],
             Kind::BindMounts => vec![toml::Value::Array(vec!["/a:rw".into()])],
-            Kind::Text | Kind::File | Kind::OptionalFile | Kind::Program => vec!["/a".into()],
+            Kind::KernelParams | Kind::File | Kind::OptionalFile | Kind::Program => vec!["/a".into()],
+            Kind::Word => vec!["q35".into()],
+            Kind::PciAddresses => vec![toml::Value::Array(vec!["0000:3B:00.1".into()])],
         };
         for end in ends {
             let mut config = SandboxConfig::default();

@@ -8,6 +8,7 @@
 //! * [`sizing`]: how big a VM is at boot.
 
 pub mod annotations;
+mod kernel_params;
 pub mod keys;
 pub mod layers;
 pub mod sizing;
@@ -86,6 +87,9 @@ pub struct HypervisorConfig {
     pub accelerator: Accelerator,
     /// `cold_plug_vfio` is not `no-port`.
     pub cold_plug_vfio: bool,
+    /// Ours, `vfio_devices`: the PCI functions that a sandbox may be given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vfio_devices: Vec<String>,
     /// `enable_annotations`: last path parts of the annotations that are honoured, exactly.
     pub enable_annotations: Vec<String>,
 }
@@ -224,6 +228,7 @@ impl Default for HypervisorConfig {
             vsock_daemon: "vhost-device-vsock".into(),
             accelerator: Accelerator::default(),
             cold_plug_vfio: false,
+            vfio_devices: Vec::new(),
             enable_annotations: Vec::new(),
         }
     }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::device::is_pci_address;
+
 /// The kind of value that a key takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
@@ -39,8 +41,11 @@ pub enum Kind {
         /// Words of Kata's for which we use another, with a warning.
         replaced: &'static [(&'static str, &'static str)],
     },
-    /// One line of text.
-    Text,
+    /// One word: letters, digits, `.`, `_` and `-`, of which a letter is first. It becomes a part of another program's option, in
+    /// which a comma would begin one more.
+    Word,
+    /// The guest kernel's command line. A pod may add what is harmless only.
+    KernelParams,
     /// The absolute path of a file; the empty text means none.
     File,
     /// As [`Kind::File`], where the configuration distinguishes none.
@@ -49,8 +54,12 @@ pub enum Kind {
     Program,
     /// A list of texts.
     Words,
+    /// A list of kernel modules, each a name and its parameters.
+    Modules,
     /// A list of `/host/path[:ro|:rw]`.
     BindMounts,
+    /// A list of PCI addresses `DDDD:BB:DD.F`.
+    PciAddresses,
     /// `no-port` or `root-port`.
     ColdPlug,
 }
@@ -86,11 +95,14 @@ impl fmt::Display for Kind {
             Self::PowerOfTwo { min, max } => write!(f, "a power of two from {min} to {max}"),
             Self::Fraction { min, max } => write!(f, "a number from {min} to {max}"),
             Self::Choice { words, .. } => write!(f, "one of {}", words.join(", ")),
-            Self::Text => f.write_str("one line of text"),
+            Self::Word => f.write_str("one word of letters, digits, \".\", \"_\" and \"-\""),
+            Self::KernelParams => f.write_str("one line of kernel parameters"),
             Self::File | Self::OptionalFile => f.write_str("an absolute path, or \"\" for none"),
             Self::Program => f.write_str("an absolute path, or the name of a program in PATH"),
             Self::Words => f.write_str("a list of texts"),
+            Self::Modules => f.write_str("a list of kernel modules, each \"NAME PARAMETERS\""),
             Self::BindMounts => f.write_str("a list of \"/host/path\", \"/host/path:ro\" or \"/host/path:rw\""),
+            Self::PciAddresses => f.write_str("a list of PCI addresses, each DDDD:BB:DD.F"),
             Self::ColdPlug => f.write_str("no-port or root-port"),
         }
     }
@@ -130,7 +142,22 @@ impl Kind {
                 let mounts: Result<Vec<_>, _> = self.words(written)?.iter().map(|text| self.bind_mount(text)).collect();
                 Ok(Checked::Store(Value::Array(mounts?)))
             }
-            Self::Choice { .. } | Self::Text | Self::File | Self::OptionalFile | Self::Program | Self::ColdPlug => {
+            Self::Modules => {
+                let lines: Result<Vec<_>, _> = self.words(written)?.iter().map(|text| self.module(text)).collect();
+                Ok(Checked::Store(Value::Array(lines?)))
+            }
+            Self::PciAddresses => {
+                let addresses: Result<Vec<_>, _> =
+                    self.words(written)?.iter().map(|text| self.pci_address(text)).collect();
+                Ok(Checked::Store(Value::Array(addresses?)))
+            }
+            Self::Choice { .. }
+            | Self::Word
+            | Self::KernelParams
+            | Self::File
+            | Self::OptionalFile
+            | Self::Program
+            | Self::ColdPlug => {
                 let text = written.as_str().ok_or_else(|| self.refuse("put the value in quotes"))?;
                 self.text(text)
             }
@@ -152,7 +179,7 @@ impl Kind {
             Self::Fraction { .. } => {
                 text.parse().map(toml::Value::Float).map_err(|_| self.refuse("write a number, as in 1.5"))
             }
-            Self::Words | Self::BindMounts => Ok(toml::Value::Array(
+            Self::Words | Self::Modules | Self::BindMounts | Self::PciAddresses => Ok(toml::Value::Array(
                 text.split(';')
                     .map(str::trim)
                     .filter(|word| !word.is_empty())
@@ -222,12 +249,13 @@ impl Kind {
         }
         let store = |value: &str| Ok(Checked::Store(json!(value)));
         match self {
-            Self::Choice { .. } | Self::Program if text.is_empty() => Ok(Checked::Default),
+            Self::Choice { .. } | Self::Program | Self::Word if text.is_empty() => Ok(Checked::Default),
             Self::Choice { words, .. } if words.contains(&text) => store(text),
             Self::Choice { words, replaced } => match replaced.iter().find(|(word, _)| *word == text) {
                 Some((_, instead)) => Ok(Checked::Replaced(json!(instead))),
                 None => Err(self.refuse(format!("set it to {:?}", words[0]))),
             },
+            Self::Word if !is_word(text) => Err(self.refuse("leave out everything else")),
             Self::OptionalFile if text.is_empty() => Ok(Checked::Store(Value::Null)),
             Self::File if text.is_empty() => store(text),
             Self::File | Self::OptionalFile if !text.starts_with('/') => Err(self.refuse("begin the path with /")),
@@ -254,6 +282,26 @@ impl Kind {
             .collect()
     }
 
+    /// The name is one, and never a path, and no parameter is an option: the guest hands them to modprobe.
+    fn module(&self, text: &str) -> Result<Value, Refusal> {
+        if text.split_ascii_whitespace().any(|word| word.starts_with(['-', '/', '.'])) {
+            return Err(self.refuse(format!("write {text:?} as a name and NAME=VALUE")));
+        }
+        let name = text.split_ascii_whitespace().next().unwrap_or_default();
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || !name.bytes().all(is_name) {
+            return Err(self.refuse(format!("begin {text:?} with a module's name: letters, digits, _ and -")));
+        }
+        Ok(json!(text))
+    }
+
+    fn pci_address(&self, text: &str) -> Result<Value, Refusal> {
+        if !is_pci_address(text) {
+            return Err(self.refuse(format!("write {text:?} as `lspci -D` shows it")));
+        }
+        Ok(json!(text.to_ascii_lowercase()))
+    }
+
     fn bind_mount(&self, text: &str) -> Result<Value, Refusal> {
         let (path, access) = match text.rsplit_once(':') {
             Some((path, "ro")) => (path, "read-only"),
@@ -265,6 +313,11 @@ impl Kind {
         }
         Ok(json!({"source": path, "access": access}))
     }
+}
+
+fn is_word(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 fn bind_mount_text(mount: &Value) -> String {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use resource_actors::ledger::{DirectoryStore, LedgerTable, SandboxStore, read};
+use resource_actors::ledger::{Bounds, DirectoryStore, LedgerTable, ReadLedger, SandboxStore, read};
 use resource_actors::{ResourceSystem, SandboxError};
 use sandbox_model::SandboxId;
 use sandbox_model::layout::SandboxDir;
@@ -196,7 +196,7 @@ pub(super) fn read_ledger(state_dir: &Path, id: SandboxId) -> Result<Seen, Failu
         Ok(text) => text,
     };
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let (ledger, same_boot) = read(&text, &id, boot.trim())
+    let ReadLedger { table: ledger, same_boot, .. } = read(&text, &Bounds::new(state_dir, &id), boot.trim())
         .map_err(|(line, wrong)| store(&id, format!("{} line {line}: {wrong}", path.display())))?;
     let runs = matches!(owner::claim(state_dir, &id), Err(owner::Unclaimed::Runs));
     Ok(Seen { id, runs, old_boot: !same_boot, ledger })

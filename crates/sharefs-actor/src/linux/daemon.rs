@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
 use helper_process::{HelperProcess, HelperSpec, end_process, identify, is_alive};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, chmodat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, chmodat, fstat, openat, statat, unlinkat};
 use sandbox_model::config::VirtioFsCache;
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
@@ -132,9 +133,16 @@ async fn listening(helper: &HelperProcess, request: &StartDaemon, deadline: Inst
     let at = request.socket.clone();
     helper.wait_for_socket(&at.absolute(), deadline).await?;
     let socket = on_host("chmodat", at.absolute(), deadline, move || {
-        let base = super::tree::open_base(&at.dir)?;
-        chmodat(base, &at.path, Mode::from_raw_mode(0o600), AtFlags::empty()).map_err(refused("chmodat", &at))?;
-        inode(&open(&at)?).map_err(refused("fstat", &at))
+        let socket = open(&at)?;
+        // Through the descriptor: what is at the name is a socket and no link to anything.
+        let kind = fstat(&socket).map_err(refused("fstat", &at))?.st_mode;
+        if FileType::from_raw_mode(kind) != FileType::Socket {
+            let object = at.absolute().display().to_string();
+            return Err(PortError::new(ErrorKind::Foreign, "chmodat", object, "it is no socket"));
+        }
+        let by_descriptor = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        chmodat(CWD, by_descriptor, Mode::from_raw_mode(0o600), AtFlags::empty()).map_err(refused("chmodat", &at))?;
+        inode(&socket).map_err(refused("fstat", &at))
     });
     Ok(Daemon { process: helper.identity(), socket: socket.await?, handle: Live::new(helper.clone()) })
 }

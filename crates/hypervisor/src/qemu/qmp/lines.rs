@@ -1,7 +1,7 @@
 //! Bytes into lines, with a bound.
 
 /// The longest line that is accepted, in bytes.
-pub(super) const LINE_MAX: usize = 1 << 20;
+pub const LINE_MAX: usize = 1 << 20;
 
 /// A line grew beyond [`LINE_MAX`].
 #[derive(Debug, PartialEq, Eq)]

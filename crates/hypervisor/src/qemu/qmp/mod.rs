@@ -9,6 +9,7 @@ mod channel;
 mod lines;
 #[cfg(test)]
 pub(super) mod peer;
+pub mod probe;
 #[cfg(test)]
 mod tests;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use guest_agent::{CreateContainer, GuestAgent, ProcessRef, ResizeTerminal, SignalProcess};
 use resource_actors::SandboxHandle;
 use sandbox_model::request::{DevicesRequest, ResourceUpdate, RootfsRequest, RootfsSource, VolumesRequest};
-use sandbox_model::{ContainerId, Instant, PortError};
+use sandbox_model::{ContainerId, Instant, PortError, Secret};
 
 use super::failures::{from_agent, from_library};
 use super::signals::{Forward, Forwarded};
@@ -75,7 +75,8 @@ impl Container<'_> {
             .map_err(|error| Failure::early(Code::INVALID_ID, "cannot name the container", error, "--id NAME"))?;
         self.create_sandbox(&*agent).await?;
         let request = self.prepare(&id).await?;
-        let has_terminal = request.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
+        let has_terminal =
+            request.spec.expose().process().as_ref().is_some_and(|process| process.terminal() == Some(true));
         let created = agent.create_container(request, self.deadline()).await;
         created.map_err(|error| self.in_guest("creating the container", &error))?;
         let started = agent.start_container(id.clone(), self.deadline()).await;
@@ -124,7 +125,7 @@ impl Container<'_> {
             container: id.clone(),
             devices: devices.devices,
             storages: rootfs.storages.into_iter().chain(volumes.storages).collect(),
-            spec: Box::new(amended.spec),
+            spec: Secret::new(Box::new(amended.spec)),
             sandbox_pidns: amended.sandbox_pidns,
         })
     }

@@ -4,12 +4,18 @@ use std::path::{Path, PathBuf};
 
 use guest_agent::CreateSandbox;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use sandbox_model::Secret;
 use sandbox_model::config::{SandboxConfig, SharedFs};
 use sandbox_model::device::{Access, BlockDevice, DiskFormat};
 use sandbox_model::layout::DEFAULT_SHM_BYTES;
 use sandbox_model::network::{InterworkingModel, IpNet, NetworkRequest, NetworkSource};
 use sandbox_model::request::{ResourceConfig, ShareFsRequest, VsockRequest};
 use sandbox_model::storage::Storage;
+
+use crate::bundle::read_bounded;
+
+/// The largest `resolv.conf` that is taken along.
+const RESOLV_CONF_BYTES_MAX: u64 = 64 << 10;
 
 /// The resources to prepare before the VM starts, in Kata's order (behaviour A1).
 pub(super) fn resources(
@@ -66,7 +72,7 @@ fn network_source(
 pub(super) fn sandbox(id: &str, config: &SandboxConfig, spec: &Spec, storages: Vec<Storage>) -> CreateSandbox {
     CreateSandbox {
         hostname: spec.hostname().clone().unwrap_or_else(|| id.to_owned()),
-        dns: resolv_conf(spec).map(|path| dns(&path)).unwrap_or_default(),
+        dns: Secret::new(resolv_conf(spec).map(|path| dns(&path)).unwrap_or_default()),
         storages,
         sandbox_id: id.to_owned(),
         kernel_modules: config.agent.kernel_modules.clone(),
@@ -80,7 +86,7 @@ fn resolv_conf(spec: &Spec) -> Option<PathBuf> {
 }
 
 fn dns(path: &Path) -> Vec<String> {
-    match std::fs::read_to_string(path) {
+    match read_bounded(path, RESOLV_CONF_BYTES_MAX).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) {
         Ok(text) => text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect(),
         Err(error) => {
             tracing::warn!("the guest gets no name servers: {}: {error}", path.display());
@@ -135,6 +141,18 @@ mod tests {
         assert_eq!(network_source(&config, &own, None, &[]), None);
         config.runtime.disable_new_netns = true;
         assert_eq!(network_source(&config, &with, None, &[]), None);
+    }
+
+    #[test]
+    fn name_servers_are_read_from_a_small_file_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, fifo) = (dir.path().join("resolv.conf"), dir.path().join("fifo"));
+        std::fs::write(&file, "nameserver 10.0.0.53 \n\n").unwrap();
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(dns(&file), ["nameserver 10.0.0.53"]);
+        for bad in [fifo.as_path(), Path::new("/dev/zero"), dir.path()] {
+            assert!(dns(bad).is_empty(), "{}", bad.display());
+        }
     }
 
     #[test]

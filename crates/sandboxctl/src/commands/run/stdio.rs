@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_agent::{GuestAgent, ProcessRef, ReadOutput, WriteInput};
-use sandbox_model::{ErrorKind, Instant};
+use sandbox_model::{ErrorKind, Instant, Secret};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -95,7 +95,7 @@ pub(super) async fn feed(agent: Arc<dyn GuestAgent>, process: ProcessRef) {
 
 async fn write_all(agent: &dyn GuestAgent, process: &ProcessRef, mut data: Vec<u8>) -> bool {
     while !data.is_empty() {
-        let request = WriteInput { process: process.clone(), data: data.clone() };
+        let request = WriteInput { process: process.clone(), data: Secret::new(data.clone()) };
         match agent.write_stdin(request, forever()).await {
             // A guest that says it took more than it was given is not believed.
             Ok(taken) => drop(data.drain(..(taken as usize).min(data.len()))),
