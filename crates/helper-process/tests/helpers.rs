@@ -60,7 +60,7 @@ async fn a_child_inherits_what_is_listed_and_nothing_else() {
     let passed = PassedFd::new(std::fs::File::open("/etc/passwd").unwrap().into());
     // Inheritable, and nobody's business.
     let stray = rustix::io::dup(std::fs::File::open("/etc/hostname").unwrap()).unwrap();
-    let mut spec = script("echo up >&2; exec sleep 60", "t/fds");
+    let mut spec = script("echo up >&2; kill -STOP $$", "t/fds");
     spec.passed = vec![(passed.clone(), 4), (passed, 3)];
     let helper = HelperProcess::spawn(spec).await.unwrap();
     heard(&helper, "up").await;

@@ -22,6 +22,7 @@ use serde_json::Value;
 use simulation::fault::{FaultPlan, Mode, Peer, PlannedFault, Site};
 
 use super::World;
+use super::children::{self, Helper};
 use super::host::named;
 use crate::lifecycles::{Act, Command, Setting, lifecycle};
 use crate::real::Lab;
@@ -40,6 +41,8 @@ pub struct Told {
     pub errors: Vec<(String, String)>,
     /// The ledger's lines before the last clean-up.
     pub ledger: Vec<String>,
+    /// What runs beside it before the VM is stopped.
+    pub children: Vec<Helper>,
     /// What was wrong at the end.
     pub wrong: Vec<String>,
 }
@@ -73,6 +76,9 @@ async fn live_in(world: &World, life: &str, faults: FaultPlan) -> Result<Told> {
                 clean_up(&sandbox, &mut told).await;
             }
             Act::Ask(command) => {
+                if command == Command::Stop {
+                    told.children = children::look();
+                }
                 if let Err(error) = command.send(&sandbox).await {
                     told.errors.push((name, error.to_string()));
                 }

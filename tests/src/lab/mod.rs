@@ -9,6 +9,7 @@
 //! A lab serves one job after the other: what one left behind would be seen at once. One whose job has
 //! left something is closed, and the next job gets another.
 
+mod children;
 mod host;
 mod live;
 mod programs;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use children::Helper;
 pub use host::serve;
 pub use live::{Told, live};
 

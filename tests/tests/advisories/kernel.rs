@@ -21,6 +21,17 @@ fn sleeper() -> HelperSpec {
     HelperSpec { program: "sleep".into(), args: vec!["60".into()], tag: "advisory/1".into(), passed: Vec::new() }
 }
 
+/// A helper that has come to rest: while it is loaded, its loader has libraries open.
+async fn at_rest() -> (HelperProcess, i32) {
+    let spec = HelperSpec { program: "sh".into(), args: vec!["-c".into(), "kill -STOP $$".into()], ..sleeper() };
+    let child = HelperProcess::spawn(spec).await.unwrap();
+    let pid = child.identity().pid;
+    while !fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (child, pid)
+}
+
 /// What a process has open, as its links say.
 fn open_files(pid: i32) -> Vec<String> {
     let listed = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
@@ -34,8 +45,7 @@ fn cve_2024_21626_a_child_inherits_nothing_by_accident() {
         let leaky = fs::File::open("/sys").unwrap();
         let flags = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
         nix::fcntl::fcntl(&leaky, flags).unwrap();
-        let child = HelperProcess::spawn(sleeper()).await.unwrap();
-        let pid = child.identity().pid;
+        let (child, pid) = at_rest().await;
         let files = open_files(pid);
         assert_eq!(files.len(), 3, "stdin, stdout and stderr: {files:?}");
         assert_eq!(files.iter().filter(|file| *file == "/dev/null").count(), 2, "{files:?}");
@@ -50,8 +60,7 @@ fn cve_2024_21626_a_child_inherits_nothing_by_accident() {
 fn cve_2019_5736_no_child_holds_our_program() {
     on_threads(async {
         let own = fs::read_link("/proc/self/exe").unwrap().display().to_string();
-        let child = HelperProcess::spawn(sleeper()).await.unwrap();
-        let pid = child.identity().pid;
+        let (child, pid) = at_rest().await;
         assert!(!open_files(pid).contains(&own));
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         assert!(!maps.contains(&own), "nothing of ours is mapped after the exec");

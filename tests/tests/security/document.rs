@@ -58,6 +58,9 @@ fn every_test_and_file_that_the_document_names_exists() {
             assert!(path.exists(), "R{number}: {place} is not there");
         }
     }
+    let tried = text.split("\n| S1 |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let missing: Vec<_> = quoted(tried).filter(|name| !tests.contains(*name)).collect();
+    assert!(missing.is_empty(), "the table of attacks names tests that are not there: {missing:#?}");
     let expected: BTreeSet<u32> = (1..=24).chain([27]).collect();
     assert_eq!(numbers, expected);
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics when its premise does not hold")]
 
 mod annotations;
+mod children;
 mod corpora;
 mod document;
 mod hostile_tree;
