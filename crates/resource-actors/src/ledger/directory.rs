@@ -246,7 +246,7 @@ mod tests {
         let store = DirectoryStore::new(temporary.path().join("state"));
         let id = SandboxId::new("one").unwrap();
         let ledger = store.create(&spec("one")).unwrap();
-        let entry = ledger.intend(ActorName::Network, Scope::Sandbox, process()).unwrap();
+        let entry = ledger.intend(ActorName::Supervisor, Scope::Sandbox, process()).unwrap();
         ledger.append(Record::Done { entry, identity: Identity::Named }).unwrap();
         ledger.intend(ActorName::Device, Scope::Sandbox, process()).unwrap();
         assert_eq!(store.create(&spec("one")).unwrap_err().kind, ErrorKind::Exists);
