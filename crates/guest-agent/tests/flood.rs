@@ -19,6 +19,9 @@ use sandbox_model::{ContainerId, ErrorKind, Instant, SandboxId};
 const EVENTS: usize = 1_000_000;
 /// Of these, in one answer.
 const AT_ONCE: usize = 4_000;
+/// Answers that an agent owes us for ever, in all, and of these at a time.
+const OWED: usize = 20_000;
+const OWED_AT_ONCE: usize = 50;
 /// What the manager may grow by, in KiB.
 const GROWTH_MAX_KIB: u64 = 16 << 10;
 
@@ -45,6 +48,21 @@ async fn hostile(make: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Fake 
         _ => Some(make(stream)),
     };
     Fake::start(vec![Front::Raw(Arc::new(answer))]).await
+}
+
+/// Asks what is never answered, until it has been sent, and gives up.
+async fn ask_in_vain(agent: &dyn GuestAgent, process: &ProcessRef) {
+    let reads = (0..OWED_AT_ONCE).map(|_| agent.read_stdout(ReadOutput { process: process.clone(), len: 9 }, soon()));
+    let turns = async {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        answers = futures::future::join_all(reads) => panic!("{answers:?}"),
+        () = turns => {}
+    }
 }
 
 #[tokio::test]
@@ -80,6 +98,12 @@ async fn a_million_answers_that_nobody_asked_for_weigh_nothing() {
         }
         neighbour.check((), soon()).await.unwrap();
     }
+    let silent = Fake::start(vec![Front::Raw(Arc::new(|stream, method| (method == "Check").then(|| serving(stream))))]);
+    let agent = connected(&silent.await, "silent").await;
+    for _ in 0..OWED / OWED_AT_ONCE {
+        ask_in_vain(&*agent, &process).await;
+    }
+    agent.check((), soon()).await.unwrap();
     let growth = resident_kib().saturating_sub(before);
     assert!(growth <= GROWTH_MAX_KIB, "it has grown by {growth} KiB");
 }

@@ -21,7 +21,8 @@ const PASSED_MAX: RawFd = 255;
 /// A helper as it shall be started.
 ///
 /// It runs in a process group of its own (a terminal's Ctrl-C is not for it), in directory `/` (it
-/// holds no mount busy), and makes files for its owner only (umask 077).
+/// holds no mount busy), makes files for its owner only (umask 077), and gains no right by executing
+/// another program.
 ///
 /// It outlives us. Its stderr is a pipe that we read; when we are gone its writes to it fail, and do
 /// neither block nor kill it, since SIGPIPE is ignored in it.
@@ -54,7 +55,7 @@ pub(crate) fn spawn(spec: &HelperSpec) -> PortResult<Child> {
         .process_group(0);
     let numbers = passed.numbers();
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls
-    // (umask, signal, close_range, dup2) on memory that was allocated before the fork.
+    // (umask, prctl, signal, close_range, dup2) on memory that was allocated before the fork.
     unsafe { command.pre_exec(move || inherit_only(&numbers)) };
     let child = command.spawn().map_err(refused)?;
     drop(passed);
@@ -101,6 +102,7 @@ fn invalid(number: RawFd, cause: &str) -> PortError {
 /// where the child expects them. Runs in the child: allocates nothing.
 fn inherit_only(numbers: &[(RawFd, RawFd)]) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    nix::sys::prctl::set_no_new_privs()?;
     // SAFETY: ignoring a signal installs no handler. It holds across the exec.
     if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } == libc::SIG_ERR {
         return Err(io::Error::last_os_error());

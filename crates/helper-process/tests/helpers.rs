@@ -79,6 +79,7 @@ async fn a_child_inherits_what_is_listed_and_nothing_else() {
     names.sort_unstable();
     assert_eq!(names, ["PATH", "RESOURCE_ACTORS_ENTRY"]);
     assert_eq!(std::fs::read_link(format!("{proc}/cwd")).unwrap(), Path::new("/"));
+    assert!(std::fs::read_to_string(format!("{proc}/status")).unwrap().contains("NoNewPrivs:\t1\n"));
     helper.kill().await.unwrap();
     drop(stray);
 }

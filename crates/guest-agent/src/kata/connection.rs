@@ -24,10 +24,6 @@ use super::guard::Guard;
 /// So many calls in a row without an answer, and the agent is given up.
 const SILENCES_MAX: u32 = 3;
 
-/// So many calls that were given up on one connection, and it is given up too: ttrpc keeps a place for
-/// the answer to each.
-const OWED_MAX: u32 = 4096;
-
 /// The longest time that a request carries to the guest: who waits longer waits for ever.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -46,21 +42,6 @@ pub(super) struct Connection {
     health: HealthClient,
     fate: Arc<Fate>,
     silences: AtomicU32,
-    owed: AtomicU32,
-}
-
-/// A call whose answer is waited for. Dropped without one, the agent owes it for ever.
-struct Waiting<'a> {
-    connection: &'a Connection,
-    is_answered: bool,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if !self.is_answered && self.connection.owed.fetch_add(1, Ordering::Relaxed) + 1 >= OWED_MAX {
-            self.connection.close("the connection was given up: the agent owes too many answers");
-        }
-    }
 }
 
 impl fmt::Debug for Connection {
@@ -85,7 +66,6 @@ impl Connection {
             health: HealthClient::new(client),
             fate,
             silences: AtomicU32::new(0),
-            owed: AtomicU32::new(0),
         }
     }
 
@@ -139,9 +119,7 @@ impl Connection {
             // ttrpc reads a timeout of 0 as none.
             return Err(subject.silent(left));
         }
-        let mut waiting = Waiting { connection: self, is_answered: false };
         let answer = timeout_at(deadline, call(context::with_duration(left))).await;
-        waiting.is_answered = matches!(&answer, Ok(Ok(_) | Err(ttrpc::Error::RpcStatus(_))));
         match answer {
             Ok(Ok(reply)) => {
                 self.heard();
