@@ -86,6 +86,34 @@ pub(super) fn transact(socket: &OwnedFd, requests: Vec<Request>) -> PortResult<V
     Ok(answers.into_iter().flatten().collect())
 }
 
+/// Sends a request whose success has no answer. A refusal has one, which is there when `sendmsg`
+/// returns; it is waited for unless `is_done` sees that there is none.
+///
+/// So the socket is free for others as soon as they see that it is done.
+pub(super) fn tell(
+    socket: &OwnedFd,
+    request: Request,
+    is_done: impl FnOnce() -> bool,
+) -> PortResult<Result<(), Errno>> {
+    let (mut bytes, sequence) = (Vec::new(), sequence(1));
+    encode(request.message, request.flags, sequence, &mut bytes);
+    transmit(socket, &bytes)?;
+    if is_done() {
+        return Ok(Ok(()));
+    }
+    let mut answer = None;
+    let mut buffer = vec![0; DATAGRAM_BYTES];
+    while answer.is_none() {
+        receive(socket, &mut buffer, |header, payload| {
+            if header.sequence_number == sequence && header.message_type == NLMSG_ERROR {
+                answer = Some(errno_of(payload).map_or(Ok(()), Err));
+            }
+            Ok(())
+        })?;
+    }
+    Ok(answer.unwrap_or(Ok(())))
+}
+
 /// Dumps what `message` asks for into `each`; one that cannot be decoded comes as a text.
 ///
 /// Replies whether the dump is consistent: `false` if something changed while it was made.

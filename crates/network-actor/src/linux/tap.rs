@@ -9,12 +9,13 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_model::network::IpNet;
-use sandbox_model::{ErrorKind, PortError, PortResult};
+use sandbox_model::{ErrorKind, PassedFd, PortError, PortResult};
 use tokio::io::Interest;
 
 use super::live;
-use super::netlink::{Answer, Request, transact};
+use super::netlink::{Answer, Request, tell, transact};
 use crate::host::{CreateTap, RemoveTap};
 
 mod ioctl;
@@ -96,8 +97,19 @@ pub(super) fn remove(request: &RemoveTap) -> PortResult<()> {
     }
     let mut by_index = LinkMessage::default();
     by_index.header.index = index;
-    let answer = transact(socket, vec![delete(by_index)])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
-    answer.map(drop).map_err(|errno| PortError::os(operation, &request.name, not_found(errno)))
+    let answer = match request.queues.first().and_then(PassedFd::get) {
+        // Whoever waits for its end goes on, with this socket, before this thread is back.
+        Some(queue) => tell(socket, delete(by_index), || is_gone(queue))?,
+        None => transact(socket, vec![delete(by_index)])?.into_iter().next().unwrap_or(Err(Errno::EPROTO)).map(drop),
+    };
+    answer.map_err(|errno| PortError::os(operation, &request.name, not_found(errno)))
+}
+
+/// Whether the kernel has taken a tap from its queue.
+fn is_gone(queue: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(queue, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut asked, Some(&now)).is_ok_and(|_| asked[0].revents().contains(PollFlags::ERR))
 }
 
 /// Resolves when the kernel has taken a tap from its queue: its name and index are free then.

@@ -134,6 +134,25 @@ fn a_fresh_actor_undoes_a_crash_from_the_ledger_alone() {
 }
 
 #[test]
+fn taps_that_go_one_after_the_other_do_not_take_each_others_answers() {
+    as_root(async || {
+        let pod = Pod::new();
+        for (link, address) in [("eth1", "10.9.1.2/24"), ("eth2", "10.9.2.2/24"), ("eth3", "10.9.3.2/24")] {
+            pod.add_veth(link, address, 1400);
+        }
+        let before = pod.snapshot();
+        for round in 0..20 {
+            let sandbox = Sandbox::new("pod-many");
+            let up = sandbox.set_up(pod.source(), 1).await.unwrap();
+            assert_eq!(up.nics.len(), 4);
+            let report = sandbox.undo().await;
+            assert!(report.is_clean(), "round {round}: {report:?}");
+        }
+        assert_eq!(pod.snapshot(), before);
+    });
+}
+
+#[test]
 fn a_tap_dies_with_its_last_descriptor_and_its_entry_is_then_gone() {
     as_root(async || {
         let pod = Pod::new();
