@@ -2,25 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::mutants;
+use crate::{mutants, packages, run, tool};
 
 /// A tier: the same lives in another world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
     /// Simulated ports, virtual time: every site, every mode.
     Simulated,
+    /// This kernel: the tier of `fault-tiers` with this letter.
+    Linux(&'static str),
     /// The code broken on purpose: does the simulated tier notice?
     Mutants,
 }
 
 /// The tiers, by the names that `--tier` takes.
-const TIERS: [(&str, Tier); 2] = [("S", Tier::Simulated), ("mutants", Tier::Mutants)];
+const TIERS: [(&str, Tier); 5] = [
+    ("S", Tier::Simulated),
+    ("H", Tier::Linux("H")),
+    ("K", Tier::Linux("K")),
+    ("V", Tier::Linux("V")),
+    ("mutants", Tier::Mutants),
+];
 
 /// The begin and end of the table that `--record` writes.
 const BEGIN: &str = "<!-- last result, by `cargo xtask faults --record` -->";
@@ -49,7 +58,7 @@ pub(crate) fn faults(arguments: &[String]) -> Result<ExitCode> {
     for (name, tier) in TIERS {
         let tiers = if chosen.is_empty() { &all[..] } else { &chosen[..] };
         if tiers.contains(&tier) {
-            let result = run(tier, quick)?;
+            let result = perform(tier, quick)?;
             println!("tier {name}: {result}");
             results.push((name, result));
         }
@@ -87,36 +96,62 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-fn run(tier: Tier, quick: bool) -> Result<Outcome> {
+fn perform(tier: Tier, quick: bool) -> Result<Outcome> {
     match tier {
         Tier::Simulated => simulated(quick),
+        Tier::Linux(letter) => linux(letter, quick),
         Tier::Mutants => mutants::run(),
     }
 }
 
-/// The workspace.
-pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+/// Builds and runs the program of the simulated tier.
+fn simulated(quick: bool) -> Result<Outcome> {
+    let mut program = Command::new(build()?.join("faults"));
+    // Without a log: each of thousands of failures would have its line.
+    program.env("RUST_LOG", "off");
+    counted(program, quick)
 }
 
-/// The command that builds and starts the program of the simulated tier.
-fn simulated(quick: bool) -> Result<Outcome> {
+/// Builds and runs a tier on this kernel.
+fn linux(letter: &str, quick: bool) -> Result<Outcome> {
+    packages::for_tests()?;
+    run::prepare()?;
+    let mut program = Command::new(build()?.join("fault-tiers"));
+    program.arg(letter);
+    program.env("RESOURCE_ACTORS_GUEST", tool::target("guest"));
+    program.env("RESOURCE_ACTORS_TOOLS", tool::target("tools").join("bin"));
+    counted(program, quick)
+}
+
+/// What every tier selects, so that they share what cargo has built.
+pub(crate) const SELECTION: [&str; 6] = ["build", "--release", "-p", "sandboxctl", "-p", "lifecycle-tests"];
+
+/// Builds the programs of all tiers; where they are.
+fn build() -> Result<PathBuf> {
+    tool::run(tool::cargo().args(SELECTION).arg("--bins"))?;
+    Ok(tool::cargo_target().join("release"))
+}
+
+/// Runs a program that tells what it does, line by line, and at the end counts it.
+fn counted(mut program: Command, quick: bool) -> Result<Outcome> {
     let begun = Instant::now();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).args(["run", "--release", "-p", "lifecycle-tests", "--bin", "faults", "--"]);
     if quick {
-        cargo.arg("--quick");
+        program.arg("--quick");
     }
-    // Without a log: each of thousands of failures would have its line.
-    let output = cargo.env("RUST_LOG", "off").stderr(Stdio::inherit()).output().context("cargo run")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    print!("{text}");
-    let sum = text.lines().find(|line| line.starts_with("all ")).context("the program printed no sum")?;
+    let mut child = program.stdout(Stdio::piped()).spawn().with_context(|| format!("start {program:?}"))?;
+    let mut sum = None;
+    for line in BufReader::new(child.stdout.take().context("its output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        sum = line.strip_prefix("all ").map(str::to_owned).or(sum);
+    }
+    let status = child.wait()?;
+    let sum = sum.with_context(|| format!("{program:?} counted nothing: {status}"))?;
     let words: Vec<&str> = sum.split_whitespace().collect();
-    let fields: BTreeMap<&str, &str> = words[1..].chunks(2).filter_map(|pair| Some((pair[0], *pair.get(1)?))).collect();
+    let fields: BTreeMap<&str, &str> = words.chunks(2).filter_map(|pair| Some((pair[0], *pair.get(1)?))).collect();
     let field = |name: &str| fields.get(name).map_or_else(|| "?".to_owned(), |value| (*value).to_owned());
     Ok(Outcome {
-        is_good: output.status.success(),
+        is_good: status.success(),
         sites: field("sites"),
         runs: field("runs"),
         modes: field("modes"),
@@ -128,12 +163,13 @@ fn simulated(quick: bool) -> Result<Outcome> {
 
 /// Puts the results into `docs/faults.md`.
 fn write_down(results: &[(&str, Outcome)]) -> Result<()> {
-    let path = workspace().join("docs/faults.md");
+    let path = tool::workspace().join("docs/faults.md");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let (before, rest) = text.split_once(BEGIN).context("docs/faults.md has lost its mark")?;
     let (_, after) = rest.split_once(END).context("docs/faults.md has lost its end mark")?;
     let mut git = Command::new("git");
-    let head = git.current_dir(workspace()).args(["rev-parse", "--short", "HEAD"]).output().context("git rev-parse")?;
+    let head =
+        git.current_dir(tool::workspace()).args(["rev-parse", "--short", "HEAD"]).output().context("git rev-parse")?;
     let commit = String::from_utf8_lossy(&head.stdout).trim().to_owned();
     let mut table = String::from("\n\n| Tier | Commit | Sites | Runs | Modes | Leaks | Breaks | Seconds |\n");
     table.push_str("|---|---|---|---|---|---|---|---|\n");

@@ -23,7 +23,8 @@ const USAGE: &str = "usage: cargo xtask <command>
 
   run [-- ARGUMENTS]  run the example in a virtual machine, or sandboxctl with ARGUMENTS
   test                run every check and every test
-  faults              let everything fail, tier by tier: [--tier S|mutants]... [--quick] [--record]
+  faults              let everything fail, tier by tier: [--tier S|H|K|V|mutants]...
+                      [--quick] [--record]
 
   guest-image         build the guest: target/guest/{vmlinux,initrd.cpio}
   example-bundle      build a small container: target/example/bundle/{config.json,rootfs}";

@@ -3,6 +3,7 @@
 //! All mutants are in one build, each behind a look at the environment, so that forty of them cost one
 //! compilation.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::faults::{Outcome, workspace};
+use crate::faults::{Outcome, SELECTION};
+use crate::tool::{self, workspace};
 
 /// The table.
 #[derive(Debug, Deserialize)]
@@ -46,6 +48,21 @@ fn guarded(put: &str) -> String {
     text + rest
 }
 
+/// The files that mutants change, with all of them in.
+fn with_all(mutants: &[Mutant]) -> Result<BTreeMap<String, String>> {
+    let mut files: BTreeMap<String, String> = BTreeMap::new();
+    for mutant in mutants {
+        let source = match files.remove(&mutant.file) {
+            Some(source) => source,
+            None => fs::read_to_string(workspace().join(&mutant.file)).with_context(|| mutant.file.clone())?,
+        };
+        let count = source.matches(&mutant.text).count();
+        ensure!(count == 1, "{}: its text occurs {count} times in {}", mutant.name, mutant.file);
+        files.insert(mutant.file.clone(), source.replacen(&mutant.text, &guarded(&mutant.put), 1));
+    }
+    Ok(files)
+}
+
 /// Builds the copy, lives one life for each mutant, and counts those that nobody noticed.
 pub(crate) fn run() -> Result<Outcome> {
     let begun = Instant::now();
@@ -53,19 +70,17 @@ pub(crate) fn run() -> Result<Outcome> {
     let table: Table = toml::from_str(&table).context("tests/mutants/table.toml")?;
     let tree = workspace().join("target/mutants/tree");
     copy(&tree)?;
-    for mutant in &table.mutant {
-        let path = tree.join(&mutant.file);
-        let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let count = source.matches(&mutant.text).count();
-        ensure!(count == 1, "{}: its text occurs {count} times in {}", mutant.name, mutant.file);
-        fs::write(&path, source.replacen(&mutant.text, &guarded(&mutant.put), 1))?;
+    for (file, text) in with_all(&table.mutant)? {
+        fs::write(tree.join(&file), text).with_context(|| file)?;
     }
-    let target = workspace().join("target/mutants/target");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&tree).env("CARGO_TARGET_DIR", &target);
-    let built = cargo.args(["build", "--release", "-p", "lifecycle-tests", "--bin", "faults"]).status()?;
+    // Beside the tree's own crates cargo keeps these apart, and shares the libraries.
+    let mut cargo = tool::cargo();
+    cargo.current_dir(&tree).env("CARGO_TARGET_DIR", tool::cargo_target());
+    let built = cargo.args(SELECTION).args(["--bin", "faults"]).status()?;
     ensure!(built.success(), "the tree with the mutants does not build");
-    let program = target.join("release/faults");
+    // The next tier's build puts another program in its place.
+    let program = workspace().join("target/mutants/faults");
+    fs::copy(tool::cargo_target().join("release/faults"), &program).context("keep the program")?;
     let sound = probe(&program, "", "L3", "")?;
     ensure!(sound.is_empty(), "without a mutant the copy breaks {sound}");
     let mut missed = 0;
@@ -124,9 +139,9 @@ mod tests {
         let table = fs::read_to_string(workspace().join("tests/mutants/table.toml")).unwrap();
         let table: Table = toml::from_str(&table).unwrap();
         assert!(table.mutant.len() >= 26, "{} mutants", table.mutant.len());
+        // One after the other, as they go into the copy: none may change what another looks for.
+        assert!(!with_all(&table.mutant).unwrap().is_empty());
         for mutant in &table.mutant {
-            let source = fs::read_to_string(workspace().join(&mutant.file)).unwrap();
-            assert_eq!(source.matches(&mutant.text).count(), 1, "{} in {}", mutant.name, mutant.file);
             assert!(guarded(&mutant.put).contains(&format!("Ok(\"{}\")", mutant.name)), "{}", mutant.name);
         }
     }
