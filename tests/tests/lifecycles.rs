@@ -3,7 +3,7 @@
 use lifecycle_tests::faults::{ground, setting};
 use lifecycle_tests::lifecycles::{Act, LIFECYCLES, lifecycle};
 use lifecycle_tests::simulated::in_virtual_time;
-use resource_actors::SandboxError;
+use resource_actors::{Recovered, SandboxError};
 use sandbox_model::lifecycle::LifecycleState;
 use simulation::fault::FaultPlan;
 
@@ -31,6 +31,13 @@ fn every_life_leaves_the_host_as_it_was() {
                         system = host.process(None);
                         let saved = system.saved(&life.spec.id).unwrap();
                         sandbox = system.restore(saved).await.unwrap();
+                    }
+                    Act::TakeOver => {
+                        drop(system);
+                        system = host.process(None);
+                        let recovered = system.recover(&life.spec.id).await.unwrap();
+                        let Recovered::Adopted(taken) = recovered else { panic!("{id}: {recovered:?}") };
+                        sandbox = taken;
                     }
                     Act::Dies(peer) => {
                         befell = true;

@@ -94,7 +94,7 @@ fn the_same_life_writes_the_same_ledger_on_both_hosts() {
     for life in LIVES {
         let outcome = lab.run(&host::job(lab.world(), life, "")).unwrap();
         assert!(outcome.leak().is_none(), "{outcome:#?}");
-        let real = host::told(&outcome).unwrap().ledger;
+        let real = host::told(&outcome.run).unwrap().ledger;
         let real = normalised(&real, lab.world().state.to_str().unwrap());
         let simulated = normalised(&simulated(life, lab.world()), "/run/simulated");
         assert!(real.values().map(Vec::len).sum::<usize>() > 5, "{real:#?}");

@@ -24,6 +24,8 @@ impl Chardev {
         // SAFETY: whoever started us passed it for this chardev, and nothing else here uses it.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         Ok(Some(if options.property("chardev", id, "server") == Some("on") {
+            // As QEMU: so the socket's peers see who listens.
+            rustix::net::listen(&fd, 1)?;
             let listener = net::UnixListener::from(fd);
             listener.set_nonblocking(true)?;
             Self::Listening(UnixListener::from_std(listener)?)

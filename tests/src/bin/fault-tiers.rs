@@ -31,11 +31,17 @@ fn main() -> Result<ExitCode> {
         ],
         _ => bail!("usage: fault-tiers H|K|V [--quick | --seconds N] [--seed N]"),
     };
-    for report in &reports {
+    if let Extent::Sample { seed, .. } = extent {
+        println!("a sample, by seed {seed}");
+    }
+    let mut sum = Report { tier: "all", ..Report::default() };
+    for report in reports {
         println!("{report}");
         for failure in &report.failures {
             println!("  {}", failure.lines().next().unwrap_or_default());
         }
+        sum.merge(report);
     }
-    Ok(if reports.iter().all(Report::is_clean) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{sum}");
+    Ok(if sum.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -7,7 +7,9 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lifecycle_tests::faults::enumerate::{Dry, SECOND, Tally, dry_runs, followed_by, sample, singles, slowed, swarm};
+use lifecycle_tests::faults::enumerate::{
+    Dry, SECOND, Tally, dry_runs, followed_by, sample, side_by_side, singles, slowed, swarm,
+};
 use lifecycle_tests::faults::{run, setting};
 use lifecycle_tests::lifecycles::lifecycle;
 use simulation::fault::{FaultPlan, Mode, PlannedFault};
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
         for failure in &tally.failures {
             say(failure);
         }
-        merge(&mut sum, tally);
+        sum.merge(tally);
     }
     sum.took = begun.elapsed();
     line("all", &sum);
@@ -77,7 +79,6 @@ fn probe(life: &str, plan: &str) -> ExitCode {
 /// Faults in the undo of a fault, crashes in the recovery of a crash: every first fault of the life in
 /// turn, a few of its followers each.
 fn pairs(dry: &Dry, count: usize) -> Vec<FaultPlan> {
-    let mut plans = Vec::new();
     let firsts: Vec<PlannedFault> = dry
         .sites
         .iter()
@@ -85,21 +86,12 @@ fn pairs(dry: &Dry, count: usize) -> Vec<FaultPlan> {
         .collect();
     let each = (count / firsts.len().max(1)).max(1);
     let stride = (firsts.len() / count.max(1)).max(1);
-    for (seed, first) in (0..).zip(firsts.iter().step_by(stride)) {
-        plans.extend(sample(followed_by(dry, first, &SECOND), each, seed));
-    }
+    let firsts: Vec<(u64, &PlannedFault)> = (0..).zip(firsts.iter().step_by(stride)).collect();
+    let followers = |(seed, first): &(u64, &PlannedFault)| sample(followed_by(dry, first, &SECOND), each, *seed);
+    let mut plans: Vec<FaultPlan> = side_by_side(&firsts, followers).into_iter().flatten().collect();
     plans.truncate(count);
+    say(&format!("{}: {} pairs, drawn by the seeds 0 to {}", dry.life.id, plans.len(), firsts.len().saturating_sub(1)));
     plans
-}
-
-fn merge(sum: &mut Tally, part: Tally) {
-    sum.sites.extend(part.sites);
-    for (letter, count) in part.runs {
-        *sum.runs.entry(letter).or_default() += count;
-    }
-    sum.events += part.events;
-    sum.leaks += part.leaks;
-    sum.broken += part.broken;
 }
 
 fn line(name: &str, tally: &Tally) {

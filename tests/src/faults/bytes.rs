@@ -57,7 +57,7 @@ pub fn decode(bytes: &[u8]) -> (Lifecycle, FaultPlan) {
         .flat_map(|life| &life.acts)
         .filter_map(|act| match act {
             Act::Ask(command) => Some(command.clone()),
-            Act::Kill | Act::Dies(_) => None,
+            Act::Kill | Act::TakeOver | Act::Dies(_) => None,
         })
         .collect();
     let mut life = lives.into_iter().next().unwrap_or_else(|| unreachable!("the simulated host has all lives"));

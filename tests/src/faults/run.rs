@@ -1,8 +1,10 @@
 //! One run: a life with the faults of a plan, to its end and beyond.
 //!
 //! What a runtime would do, the run does: a request that failed is repeated; a sandbox that failed is
-//! released and begun anew; after our process has died the next one releases what it left. In the end
-//! the host is as it was, and what could be had without a fault was had with it.
+//! released and begun anew; after our process has died the next one takes over or releases what it left.
+//! In the end the host is as it was, and what could be had without a fault was had with it.
+
+mod recover;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use simulation::SimulatedHost;
 use simulation::fault::{FaultPlan, Mode, PlannedFault, Site};
 use tokio::task::LocalSet;
 use tokio::time::Instant;
+
+use recover::Heir;
 
 use super::watch::{Break, Watch};
 use super::{ground, picture};
@@ -82,7 +86,8 @@ pub fn run_on(
         let mut host = ground(plan.clone());
         change(&mut host);
         let watch = Watch::new(&host, life.spec.id.clone());
-        let mut run = Run { life, host, watch, reference, seen: Reference::default(), next: 0, begun: 0 };
+        let heir = Heir::of(plan);
+        let mut run = Run { life, host, watch, reference, seen: Reference::default(), next: 0, begun: 0, heir };
         run.go_on_to_the_end().await;
         run.report(plan.clone())
     })
@@ -98,6 +103,8 @@ struct Run<'a> {
     next: usize,
     /// How often the life was begun.
     begun: usize,
+    /// What the process after a crash does.
+    heir: Heir,
 }
 
 /// How a process ended.
@@ -107,8 +114,10 @@ enum End {
     Over,
     /// It was killed by a fault.
     Died,
-    /// It was killed by an act of the life.
+    /// It was killed by an act of the life: the sandbox is brought back as one that has failed.
     Killed,
+    /// It was killed by an act of the life: the sandbox is taken over.
+    Left,
     /// The sandbox has failed and was released: the life begins anew.
     Anew,
 }
@@ -142,9 +151,13 @@ impl Run<'_> {
                     self.next = 0;
                     is_after = None;
                 }
-                End::Died | End::Killed => {
+                End::Died | End::Killed | End::Left => {
                     self.host.faults.restart();
-                    self.watch.restart(end == End::Died);
+                    if end == End::Left || (end == End::Died && self.heir == Heir::TakesOver) {
+                        self.watch.take_over();
+                    } else {
+                        self.watch.restart(end == End::Died);
+                    }
                     is_after = Some(end);
                 }
             }
@@ -157,11 +170,21 @@ impl Run<'_> {
         let system = self.host.process(Some(self.watch.clone()));
         match is_after {
             Some(End::Died) => {
-                self.release_what_was_left(&system).await;
+                match self.heir {
+                    Heir::Releases => self.release_what_was_left(&system).await,
+                    Heir::TakesOver => self.take_over_what_was_left(&system).await,
+                }
                 self.next = 0;
                 self.watch.restart(false);
                 self.live(&system, None).await
             }
+            Some(End::Left) => match self.take_over(&system).await {
+                Some(sandbox) => self.live(&system, Some(sandbox)).await,
+                None => {
+                    self.next = 0;
+                    self.live(&system, None).await
+                }
+            },
             Some(End::Killed) => match self.bring_back(&system).await {
                 Ok(sandbox) => self.live(&system, Some(sandbox)).await,
                 Err(error) => {
@@ -171,32 +194,6 @@ impl Run<'_> {
             },
             _ => self.live(&system, None).await,
         }
-    }
-
-    /// The recovery of a process that knows nothing but the store.
-    async fn release_what_was_left(&mut self, system: &ResourceSystem) {
-        let id = self.life.spec.id.clone();
-        for _ in 0..TRIES {
-            if self.host.store.kept(&id).is_none() {
-                break;
-            }
-            match system.cleanup_sandbox(&id).await {
-                Ok(report) if report.is_clean() => break,
-                Ok(_) | Err(_) => {}
-            }
-        }
-        self.nothing_left("after recovery");
-        let again = system.cleanup_sandbox(&id).await;
-        if !matches!(again, Err(SandboxError::Unknown { .. })) {
-            self.watch.found("I13", format!("a second recovery answers {again:?}"));
-        }
-    }
-
-    async fn bring_back(&mut self, system: &ResourceSystem) -> Result<SandboxHandle, SandboxError> {
-        let saved = system.saved(&self.life.spec.id)?;
-        let sandbox = system.restore(saved).await?;
-        self.watch.follow(sandbox.clone());
-        Ok(sandbox)
     }
 
     /// Lives from the next act on.
@@ -215,6 +212,10 @@ impl Run<'_> {
                     self.put_down(true);
                     self.host.faults.die();
                     return End::Killed;
+                }
+                Act::TakeOver => {
+                    self.host.faults.die();
+                    return End::Left;
                 }
                 Act::Dies(peer) => {
                     self.host.faults.kill(&self.life.spec.id, peer);
@@ -283,6 +284,10 @@ impl Run<'_> {
                 Reply::Refused(error) => {
                     let fits = self.reference.is_some() || matches!(error, SandboxError::WrongState { .. });
                     if fits && self.may_be_refused() {
+                        if state == LifecycleState::Failed && before.1 != LifecycleState::Failed {
+                            // Its undo failed: what is left is in the ledger, for the clean-up.
+                            return Some(self.release(sandbox, End::Anew).await);
+                        }
                         self.put_down(false);
                         return None;
                     }

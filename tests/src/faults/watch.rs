@@ -100,6 +100,18 @@ impl Watch {
         seen.handle = None;
     }
 
+    /// Another process of ours begins, to take the sandbox over.
+    pub fn take_over(&self) {
+        let mut seen = self.seen();
+        seen.memory.take_over();
+        seen.handle = None;
+    }
+
+    /// The sandbox was taken over.
+    pub fn adopted(&self, handle: SandboxHandle) {
+        self.seen().handle = Some(handle);
+    }
+
     /// Lets go of the sandbox, which holds this.
     pub fn leave(&self) {
         self.seen().handle = None;

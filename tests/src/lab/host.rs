@@ -56,6 +56,10 @@ fn look(name: &str) -> Result<Snapshot> {
 
 fn perform(job: &Job, scratch: &Scratch, before: &Snapshot, name: &str) -> Result<Outcome> {
     let mut outcome = Outcome::default();
+    for words in &job.before {
+        let ended = run(words, &[], job.limit_ms, scratch, &mut Outcome::default())?;
+        outcome.before.push(ended);
+    }
     outcome.run = run(&job.words, &job.strikes, job.limit_ms, scratch, &mut outcome)?;
     for words in &job.repair {
         let ended = run(words, &[], job.limit_ms, scratch, &mut Outcome::default())?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use nix::sys::signal::{Signal, kill, raise};
 use resource_actors::system::Intercept;
-use resource_actors::{ResourceSystem, ResourceSystemBuilder, SandboxHandle};
+use resource_actors::{Recovered, ResourceSystem, ResourceSystemBuilder, SandboxHandle};
 use sandbox_model::SandboxId;
 use sandbox_model::config::{Accelerator, SandboxConfig};
 use sandbox_model::ledger::UndoReport;
@@ -47,43 +47,73 @@ pub struct Told {
     pub wrong: Vec<String>,
 }
 
-/// Lives it: exits by itself, or is killed by the fault.
+/// Lives it: exits by itself, or is killed by the fault or by the life.
 ///
 /// # Errors
 /// The lab is not as it should be.
 pub fn live(world: &Path, life: &str, faults: &str) -> Result<()> {
+    tell(world, life, faults, Part::First)
+}
+
+/// Goes on with a life whose process was killed: takes the sandbox over, or releases what is left of it.
+///
+/// # Errors
+/// The lab is not as it should be.
+pub fn resume(world: &Path, life: &str, faults: &str) -> Result<()> {
+    tell(world, life, faults, Part::Second)
+}
+
+/// What a process lives of a life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// From the beginning, until it is killed.
+    First,
+    /// From there.
+    Second,
+}
+
+fn tell(world: &Path, life: &str, faults: &str, part: Part) -> Result<()> {
     let world: World = serde_json::from_slice(&fs::read(world)?)?;
     let faults: FaultPlan = faults.parse()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told = runtime.block_on(live_in(&world, life, faults))?;
+    let told = runtime.block_on(live_in(&world, life, faults, part))?;
     println!("{}", serde_json::to_string(&told)?);
     Ok(())
 }
 
-async fn live_in(world: &World, life: &str, faults: FaultPlan) -> Result<Told> {
+async fn live_in(world: &World, life: &str, faults: FaultPlan, part: Part) -> Result<Told> {
     let mut life = lifecycle(life, &world.setting()).with_context(|| format!("no life {life} here"))?;
     life.spec.id = SandboxId::new(world.name.clone())?;
     let own = Own::look();
     let striker = Arc::new(Striker::new(faults));
     let system = builder(world).intercept(striker.intercept()).start()?;
     let mut told = Told::default();
-    let sandbox = system.create_sandbox(life.spec).await?;
-    for act in life.acts {
+    let mut acts = life.acts;
+    let sandbox = match part {
+        Part::First => Some(system.create_sandbox(life.spec).await?),
+        Part::Second => {
+            let taken = acts.iter().position(|act| *act == Act::TakeOver).context("nobody takes this life over")?;
+            acts.drain(..=taken);
+            take_over(&system, &life.spec.id, &mut told).await
+        }
+    };
+    // Nothing is asked of one that is gone.
+    for (sandbox, act) in sandbox.iter().cycle().zip(acts) {
         let name = act.to_string();
         match act {
             Act::Ask(Command::Cleanup) => {
                 told.ledger = ledger(world);
-                clean_up(&sandbox, &mut told).await;
+                clean_up(sandbox, &mut told).await;
             }
             Act::Ask(command) => {
                 if command == Command::Stop {
                     told.children = children::look();
                 }
-                if let Err(error) = command.send(&sandbox).await {
+                if let Err(error) = command.send(sandbox).await {
                     told.errors.push((name, error.to_string()));
                 }
             }
-            Act::Kill => {
+            Act::Kill | Act::TakeOver => {
                 (told.visits, told.struck) = striker.told();
                 println!("{}", serde_json::to_string(&told)?);
                 die();
@@ -97,6 +127,17 @@ async fn live_in(world: &World, life: &str, faults: FaultPlan) -> Result<Told> {
     told.wrong.extend(own.difference().await);
     (told.visits, told.struck) = striker.told();
     Ok(told)
+}
+
+/// The sandbox as the process before has left it; `None` if it could only be released.
+async fn take_over(system: &ResourceSystem, id: &SandboxId, told: &mut Told) -> Option<SandboxHandle> {
+    let why = match system.recover(id).await {
+        Ok(Recovered::Adopted(sandbox)) => return Some(sandbox),
+        Ok(Recovered::Released { why, .. }) => why,
+        Err(error) => error.to_string(),
+    };
+    told.errors.push(("recover".to_owned(), why));
+    None
 }
 
 /// A system on this kernel.

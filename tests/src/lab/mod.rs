@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use children::Helper;
 pub use host::serve;
-pub use live::{Told, live};
+pub use live::{Told, live, resume};
 
 pub use programs::Programs;
 pub use snapshot::{Snapshot, difference};
@@ -60,6 +60,8 @@ pub struct Strike {
 /// What a lab shall do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
+    /// Programs that are run before, one after the other: what they leave is what it is about.
+    pub before: Vec<Vec<String>>,
     /// A program and its arguments.
     pub words: Vec<String>,
     /// What happens to it, one after the other.
@@ -90,6 +92,8 @@ pub struct Ended {
 /// What became of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// The ends of those that were run before.
+    pub before: Vec<Ended>,
     /// The program's end.
     pub run: Ended,
     /// The strikes that were due before its end: whether each had someone to strike.
@@ -105,7 +109,9 @@ pub struct Outcome {
 impl Outcome {
     /// Why this is a failure of whoever put things right, if it is.
     pub fn leak(&self) -> Option<String> {
-        let late = self.run.is_late || self.repair.iter().any(|ended| ended.is_late);
+        let late = self.run.is_late
+            || self.before.iter().any(|ended| ended.is_late)
+            || self.repair.iter().any(|ended| ended.is_late);
         let unclean = self.repair.iter().find(|ended| ended.code != Some(0));
         match (late, unclean, self.difference.is_empty()) {
             (false, None, true) => None,

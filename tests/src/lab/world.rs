@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 
 use super::{Programs, text};
@@ -42,6 +42,7 @@ impl World {
     /// Makes the world around this process, which is the first of its namespaces.
     pub(super) fn make(name: &str, programs: Programs) -> Result<(Self, [fs::File; 2])> {
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        leave_others_mounts()?;
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?;
         mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=1777"))?;
         let data = PathBuf::from("/run/data");
@@ -197,6 +198,18 @@ step_ms = 120000
         host(&["losetup", "--detach", &text(&device)])?;
         Ok((device, held))
     }
+}
+
+/// Takes what others have mounted below `/run` and `/tmp` out of this namespace: it would go when they
+/// remove it, and that would look like the job's work.
+fn leave_others_mounts() -> Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| ["/run/", "/tmp/"].iter().any(|dir| point.starts_with(dir))) {
+        // One below another has gone with it, and one whose directory has been removed is gone too.
+        let _ = umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
+    Ok(())
 }
 
 /// Two pods, and a peer at the other end of their wires.

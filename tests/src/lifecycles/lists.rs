@@ -1,4 +1,4 @@
-//! The twelve lives.
+//! The lives.
 
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxResources,
@@ -17,7 +17,7 @@ use simulation::fault::Peer;
 use super::{Act, Command, Lifecycle, Setting};
 
 /// The names of the lives, with what is in each.
-pub const LIFECYCLES: [(&str, &str); 15] = [
+pub const LIFECYCLES: [(&str, &str); 16] = [
     ("L1", "a bare VM"),
     ("L2", "one endpoint with its filters"),
     ("L3", "a shared directory, a container, three volumes"),
@@ -33,6 +33,7 @@ pub const LIFECYCLES: [(&str, &str); 15] = [
     ("L12", "everything, three containers"),
     ("L13", "the host's other ways: kernel vsock, a cgroup of the caller's, pinned vCPUs, an own network"),
     ("L14", "a cgroup of systemd's, which is refused where systemd does not run"),
+    ("L15", "killed while it runs, taken over, lived to its end"),
 ];
 
 /// The life of that name, or `None` if there is none or the setting lacks what it needs.
@@ -62,6 +63,7 @@ pub fn lifecycle(id: &str, setting: &Setting) -> Option<Lifecycle> {
             cgroups_path = Some("system.slice:sandbox:life".to_owned());
             asks([Command::Prepare(vec![vsock()]), Command::Cleanup])
         }
+        "L15" => l15(setting),
         _ => return None,
     };
     let spec = SandboxSpec { id: Lifecycle::sandbox(), config, cgroups_path };
@@ -225,6 +227,22 @@ fn l13(setting: &Setting) -> Vec<Act> {
         with_cpuset("one", "1", ResourceUpdate::Remove),
     ];
     whole(vec![kernel, network, share(vec![])], asks(between))
+}
+
+fn l15(setting: &Setting) -> Vec<Act> {
+    let mut between = asks([
+        rootfs("one", setting),
+        volumes("one", vec![common(setting, "ro"), data(setting, "rw"), disk_volume(setting)]),
+        limits("one", 100_000, 128, ResourceUpdate::Add),
+    ]);
+    between.push(Act::TakeOver);
+    between.extend(asks([
+        volumes("one", vec![common_at(setting, "ro", "/later")]),
+        limits("one", 200_000, 256, ResourceUpdate::Update),
+        root_disk("two", setting),
+        Command::Release(container("one")),
+    ]));
+    whole(vec![vsock(), pod(setting), share(vec![])], between)
 }
 
 /// An id.

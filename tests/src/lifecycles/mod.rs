@@ -133,6 +133,8 @@ pub enum Act {
     Ask(Command),
     /// Our process is killed; the next one finds what it left.
     Kill,
+    /// Our process is killed; the next one takes the sandbox over, and the life goes on.
+    TakeOver,
     /// A party dies while nothing is asked.
     Dies(Peer),
 }
@@ -142,6 +144,7 @@ impl fmt::Display for Act {
         match self {
             Self::Ask(command) => f.write_str(command.name()),
             Self::Kill => f.write_str("kill"),
+            Self::TakeOver => f.write_str("take over"),
             Self::Dies(peer) => write!(f, "{} dies", peer.name()),
         }
     }
@@ -150,7 +153,7 @@ impl fmt::Display for Act {
 /// A life.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
-    /// `L1` to `L12`; `L10` has an `L10a` beside it.
+    /// `L1` to `L15`; `L10` has an `L10a` beside it.
     pub id: &'static str,
     /// What is in it, for people.
     pub title: &'static str,

@@ -42,7 +42,7 @@ fn words(world: &World, bundle: &str) -> Vec<String> {
 fn job(world: &World, bundle: &str, strikes: Vec<Strike>) -> Job {
     let mut all = vec![vec!["rm".to_owned(), "-f".to_owned(), trace().display().to_string()]];
     all.extend(repair(world));
-    Job { words: words(world, bundle), strikes, repair: all, limit_ms: LIMIT_MS }
+    Job { words: words(world, bundle), strikes, repair: all, limit_ms: LIMIT_MS, ..Job::default() }
 }
 
 fn strike(when: When, signal: i32, to: Option<&str>) -> Strike {
@@ -105,8 +105,7 @@ fn helpers(known: &Known, names: [&'static str; 3]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for (stage, record) in &known.stages {
         for name in names {
-            let unnoticed = if name == "virtiofsd" { 500_000 } else { UNNOTICED_US };
-            for (signal, fault, patience) in [(SIGKILL, "killed", unnoticed), (SIGSTOP, "stopped", 500_000)] {
+            for (signal, fault, patience) in [(SIGKILL, "killed", UNNOTICED_US), (SIGSTOP, "stopped", 500_000)] {
                 let (record, stage) = (*record, *stage);
                 let plan = move |world: &World| {
                     let first = strike(When::Lines(trace(), record), signal, Some(name));
@@ -179,10 +178,8 @@ fn judge(trial: &Trial, outcome: &Outcome) -> Option<String> {
     if told.contains("panicked at") {
         return Some(format!("panicked: {outcome:#?}"));
     }
-    // What is shared is silent without its daemon, and nobody but the guest would notice. And whoever
-    // waits for a guest to boot cannot tell a dead vsock daemon from a slow one.
-    let is_booting = ["started:vhost-device", "started:fake-vsock"].contains(&trial.site.as_str());
-    let is_silent = trial.site.ends_with("virtiofsd") || is_booting;
+    // Whoever waits for a guest to boot cannot tell a dead vsock daemon from a slow one.
+    let is_silent = ["started:vhost-device", "started:fake-vsock"].contains(&trial.site.as_str());
     if trial.fault == "killed" && !is_silent && outcome.struck.first() == Some(&true) {
         // The helper's death, not the signal that comes if it stays unnoticed.
         let is_noticed =

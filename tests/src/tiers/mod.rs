@@ -11,7 +11,7 @@ pub mod host;
 pub mod machine;
 pub mod syscalls;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,12 +61,16 @@ pub struct Report {
     pub tier: &'static str,
     /// Different places.
     pub sites: usize,
+    /// What was done there, in how many ways.
+    pub modes: usize,
     /// Runs.
     pub runs: usize,
     /// Runs whose fault has struck.
     pub struck: usize,
     /// Runs that the extent leaves out.
     pub left_out: usize,
+    /// Runs that left something behind, or were late.
+    pub leaks: usize,
     /// What was left behind, late or otherwise wrong, in words.
     pub failures: Vec<String>,
     /// Seconds.
@@ -78,18 +82,32 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.failures.is_empty()
     }
+
+    /// Adds what another part of the tier has done.
+    pub fn merge(&mut self, other: Self) {
+        self.sites += other.sites;
+        self.runs += other.runs;
+        self.modes = self.modes.max(other.modes);
+        self.struck += other.struck;
+        self.left_out += other.left_out;
+        self.leaks += other.leaks;
+        self.failures.extend(other.failures);
+        self.took += other.took;
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "tier {}: {} sites, {} runs, {} struck, {} failures, {} left out, {:.0} s",
+            "{} sites {} runs {} modes {} leaks {} breaks {} struck {} left-out {} seconds {:.0}",
             self.tier,
             self.sites,
             self.runs,
+            self.modes,
+            self.leaks,
+            self.failures.len() - self.leaks,
             self.struck,
-            self.failures.len(),
             self.left_out,
             self.took.as_secs_f64()
         )
@@ -131,7 +149,7 @@ pub fn perform(
     let all = trials.len();
     let waiting = Mutex::new(VecDeque::from(trials));
     let report = Mutex::new(Report { tier, ..Report::default() });
-    let seen = Mutex::new(std::collections::BTreeSet::new());
+    let seen = Mutex::new((BTreeSet::new(), BTreeSet::new()));
     let work = || -> Result<()> {
         let mut lab: Option<Lab> = None;
         while begun.elapsed() < budget {
@@ -142,13 +160,19 @@ pub fn perform(
             };
             let job = (trial.plan)(host.world());
             let outcome = host.run(&job)?;
-            let wrong = outcome.leak().or_else(|| judge(&trial, &outcome));
+            let leak = outcome.leak();
+            let is_leak = leak.is_some();
+            let wrong = leak.or_else(|| judge(&trial, &outcome));
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
             report.runs += 1;
             report.struck += usize::from(outcome.struck.contains(&true) || is_struck(&outcome));
-            seen.lock().unwrap_or_else(PoisonError::into_inner).insert(trial.site.clone());
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.0.insert(trial.site.clone());
+            seen.1.insert(trial.fault.clone());
+            drop(seen);
             match wrong {
                 Some(why) => {
+                    report.leaks += usize::from(is_leak);
                     eprintln!("tier {tier}: {} {}: {why}", trial.site, trial.fault);
                     report.failures.push(format!("{} {}: {why}", trial.site, trial.fault));
                     if report.failures.len() >= FAILURES_MAX {
@@ -168,7 +192,8 @@ pub fn perform(
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?)
     })?;
     let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.sites = seen.into_inner().unwrap_or_else(PoisonError::into_inner).len();
+    let (sites, modes) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (report.sites, report.modes) = (sites.len(), modes.len());
     report.left_out = all - report.runs;
     report.took = begun.elapsed();
     Ok(report)

@@ -115,7 +115,7 @@ fn look(programs: &Programs, life: Life, calls: &str, file: Option<fn(&World) ->
     }
     let show = vec!["cat".to_owned(), log.to_owned()];
     let remove = vec!["rm".to_owned(), log.to_owned()];
-    let job = Job { words, strikes: Vec::new(), repair: vec![show, remove], limit_ms: LIMIT_MS };
+    let job = Job { words, repair: vec![show, remove], limit_ms: LIMIT_MS, ..Job::default() };
     let outcome = lab.run(&job)?;
     ensure!(outcome.run.code == Some(0), "the life itself fails: {outcome:#?}");
     ensure!(outcome.difference.is_empty(), "the life itself leaves something: {outcome:#?}");

@@ -77,7 +77,7 @@ fn ours() -> u64 {
 #[test]
 fn every_child_holds_what_is_listed_and_nothing_else() {
     let Some(programs) = Programs::or_skip(Programs::real()) else { return };
-    let children: Vec<Helper> = undisturbed(&programs, "L12").unwrap().children;
+    let children: Vec<Helper> = undisturbed(&programs, "L12").unwrap().0.children;
     let names: Vec<&str> = children.iter().map(|child| child.name.as_str()).collect();
     assert_eq!(names, ALLOWED.map(|allowed| allowed.name), "{children:#?}");
     for (child, allowed) in children.iter().zip(&ALLOWED) {
