@@ -29,10 +29,16 @@ pub fn picture(world: &World, baseline: &Objects) -> Vec<String> {
 
 fn without_numbers(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
-    for letter in name.chars() {
-        let letter = if letter.is_ascii_digit() { '#' } else { letter };
-        if letter != '#' || !text.ends_with('#') {
-            text.push(letter);
+    for word in name.split_inclusive(|letter: char| !letter.is_ascii_alphanumeric()) {
+        let bare = word.trim_end_matches(|letter: char| !letter.is_ascii_alphanumeric());
+        // A share's number: eight hexadecimal digits.
+        let is_hex = bare.len() == 8 && bare.bytes().all(|byte| byte.is_ascii_hexdigit());
+        for (at, letter) in word.char_indices() {
+            let is_number = letter.is_ascii_digit() || (is_hex && at < bare.len());
+            let letter = if is_number { '#' } else { letter };
+            if letter != '#' || !text.ends_with('#') {
+                text.push(letter);
+            }
         }
     }
     text

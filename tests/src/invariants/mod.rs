@@ -78,8 +78,8 @@ pub struct Memory {
     pub(crate) state: Option<LifecycleState>,
     /// Whether the agent has been reached.
     pub(crate) agent_is_up: bool,
-    /// Whether the VM has been asked to end, or has ended.
-    pub(crate) vm_is_down: bool,
+    /// When the VM was asked to end, in microseconds of the trace.
+    pub(crate) vm_down_us: Option<u64>,
     /// Whether the VMM is in its cgroup.
     pub(crate) vm_is_placed: bool,
     /// Requests that were taken and not answered, by the record's number.

@@ -2,7 +2,7 @@
 
 use sandbox_model::ledger::Record;
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
-use sandbox_model::trace::Event;
+use sandbox_model::trace::{Ended, Event};
 
 use super::{Check, Memory, Scene};
 
@@ -42,10 +42,16 @@ fn states_follow(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
 /// an agent that was not reached.
 fn in_time(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
     let Some(call) = scene.called() else { return Ok(()) };
+    let Event::Called { place, took_us, .. } = scene.event else { return Ok(()) };
+    let (began_us, ended_us) = (place.at_us.saturating_sub(*took_us), place.at_us);
+    let was_dropped = *call.result == Ended::Dropped;
     match (call.port, call.method) {
-        ("hypervisor", "start_vm") => memory.vm_is_down = false,
-        ("hypervisor", "stop_vm" | "kill_vm") => memory.vm_is_down = true,
-        ("hypervisor", "add_device" | "resize_vcpus" | "resize_memory" | "resume_vm") if memory.vm_is_down => {
+        ("hypervisor", "start_vm") => memory.vm_down_us = None,
+        ("hypervisor", "stop_vm" | "kill_vm") => memory.vm_down_us = Some(ended_us),
+        // One that was dropped may have begun before.
+        ("hypervisor", "add_device" | "resize_vcpus" | "resize_memory" | "resume_vm")
+            if memory.vm_down_us.is_some_and(|down| began_us > down || (began_us == down && !was_dropped)) =>
+        {
             return Err(format!("{} after the VM's end", call.method));
         }
         ("guest-agent", "connect") => memory.agent_is_up = call.reply().is_some(),

@@ -104,6 +104,9 @@ impl Undoing {
         if self.report.borrow().items.iter().any(|item| item.entry == entry.id && item.result.is_ok()) {
             return None;
         }
+        // If this is cut off, it has failed: the report must say that it is still there.
+        let cut_off = PortError::timed_out("undo", entry.object.to_string(), "its time was over");
+        self.put_down(entry, Err(cut_off));
         let effect = self.effect(entry, deadline);
         let result = self.bench.clients.journal.unmake(entry, effect).await;
         let is_undone = result.is_ok();

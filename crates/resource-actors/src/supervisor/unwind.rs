@@ -14,6 +14,7 @@ use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
 use sharefs_actor::UndoShares;
 
 use super::crew::{Crew, Seat, StepError};
+use super::stop::is_vmm;
 use crate::cpu::UndoCpu;
 use crate::error::Cause;
 
@@ -51,7 +52,8 @@ impl Crew {
         entries.reverse();
         let of = |actor: ActorName| entries.iter().filter(|entry| entry.actor == actor).cloned().collect::<Vec<_>>();
         let mut report = self.undo_run(of(ActorName::Supervisor), VmFate::Alive, deadline).await;
-        let vm_is_gone = report.is_clean();
+        // A socket of the VMM that stays does not keep its VM.
+        let vm_is_gone = !self.ledger.live().iter().any(is_vmm);
         let vm = if vm_is_gone { VmFate::Gone } else { VmFate::Alive };
         let undone = futures::join!(
             self.undo_run(of(ActorName::Device), vm, deadline),

@@ -38,7 +38,11 @@ impl Run<'_> {
             }
         }
         self.nothing_left("after recovery");
-        let again = system.cleanup_sandbox(&id).await;
+        let mut again = system.cleanup_sandbox(&id).await;
+        if matches!(again, Err(SandboxError::Store(_))) {
+            // Refused by a fault.
+            again = system.cleanup_sandbox(&id).await;
+        }
         if !matches!(again, Err(SandboxError::Unknown { .. })) {
             self.watch.found("I13", format!("a second recovery answers {again:?}"));
         }
@@ -95,9 +99,16 @@ impl Run<'_> {
 
     /// The sandbox as one that has failed.
     pub(super) async fn bring_back(&mut self, system: &ResourceSystem) -> Result<SandboxHandle, SandboxError> {
-        let saved = system.saved(&self.life.spec.id)?;
-        let sandbox = system.restore(saved).await?;
-        self.watch.follow(sandbox.clone());
-        Ok(sandbox)
+        let id = self.life.spec.id.clone();
+        let restored = match self.restore(system).await {
+            Err(SandboxError::Store(_)) if system.sandbox(&id).is_none() => self.restore(system).await,
+            other => other,
+        };
+        self.watch.follow(restored.clone()?);
+        restored
+    }
+
+    async fn restore(&self, system: &ResourceSystem) -> Result<SandboxHandle, SandboxError> {
+        system.restore(system.saved(&self.life.spec.id)?).await
     }
 }
