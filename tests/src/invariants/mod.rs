@@ -92,6 +92,8 @@ pub struct Memory {
     pub(crate) undoing: BTreeMap<ActorName, (Option<u64>, u64)>,
     /// Entries whose undo was tried.
     pub(crate) tried: BTreeSet<u64>,
+    /// The device of the VM that each PCI function became when it was plugged last.
+    pub(crate) functions: BTreeMap<String, String>,
     /// The driver that each function had before it was handed over.
     pub(crate) drivers: BTreeMap<String, Value>,
     /// Whether this process only cleans up after one that died.
@@ -116,6 +118,7 @@ impl Memory {
         *self = Self {
             device_ids: before.device_ids,
             slots: before.slots,
+            functions: before.functions,
             vm_is_placed: before.vm_is_placed,
             drivers: before.drivers,
             memory_mib: before.memory_mib,
@@ -175,9 +178,9 @@ impl Scene<'_> {
         of_kind.filter(|(key, _)| !self.baseline.contains_key(*key)).map(|((_, name), _)| name.as_str())
     }
 
-    /// A device of the VM whose id begins like this, if the VM has one.
-    pub(crate) fn device_of(&self, prefix: &str) -> Option<&str> {
-        let mine = format!("{}/{prefix}-", self.sandbox);
-        self.ours("vm-device").find(|name| name.starts_with(&mine))
+    /// A device of the VM: that of an id (`net-0`), or the first of a kind (`net`), if the VM has one.
+    pub(crate) fn device_of(&self, name: &str) -> Option<&str> {
+        let (mine, of_kind) = (format!("{}/{name}", self.sandbox), format!("{}/{name}-", self.sandbox));
+        self.ours("vm-device").find(|device| *device == mine || device.starts_with(&of_kind))
     }
 }

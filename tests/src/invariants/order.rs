@@ -83,25 +83,19 @@ fn newest_first(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
 
 /// I20: the daemons that serve a VM's device end after the VM or after the device; a tap and a PCI
 /// function are taken away only when no VM has them.
-fn backends_outlive(scene: &Scene<'_>, _: &mut Memory) -> Result<(), String> {
+fn backends_outlive(scene: &Scene<'_>, memory: &mut Memory) -> Result<(), String> {
     let Some(call) = scene.called().filter(|call| call.reply().is_some()) else { return Ok(()) };
+    let plugged = call.request.pointer("/config/vfio/bdf").zip(call.request.get("id"));
+    if let Some((function, id)) = plugged.and_then(|(function, id)| function.as_str().zip(id.as_str())) {
+        memory.functions.insert(function.to_owned(), id.to_owned());
+    }
     let user = match (call.port, call.method) {
         ("share-fs-host", "end_daemon") => scene.device_of("fs"),
         ("device-host", "end_daemon") => scene.device_of("vsock"),
         ("network-host", "remove_tap") => scene.device_of("net"),
         ("device-host", "give_back_vfio") => {
-            let bdf = call.request.get("bdf").and_then(|bdf| bdf.as_str()).unwrap_or_default();
-            let has = scene.ledger.is_some_and(|table| {
-                let vfio = |entry: &sandbox_model::ledger::Entry| entry.object.to_string().starts_with("vfio device");
-                table.entries().any(vfio)
-            });
-            // Which of the VM's functions it is, the ledger does not say: another may still be there.
-            let alone = scene.ours("vfio-binding").next().is_none();
-            if has && alone {
-                scene.device_of("vfio").or(Some(bdf)).filter(|_| scene.device_of("vfio").is_some())
-            } else {
-                None
-            }
+            let function = call.request.get("bdf").and_then(|bdf| bdf.as_str()).unwrap_or_default();
+            memory.functions.get(function).and_then(|id| scene.device_of(id))
         }
         _ => None,
     };
