@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics when its premise does not hold")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -39,41 +39,71 @@ fn a_command_line_that_makes_no_sense_is_usage() {
     }
 }
 
-/// How often each system call was made by `sandboxes` sandboxes on a private host.
-fn system_calls(sandboxes: u32) -> Option<BTreeMap<String, u64>> {
-    let dir = TempDir::new().unwrap();
-    let log = dir.path().join("calls");
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-e", "trace=setns,unshare,socket,clone,clone3", "-e", "signal=none", "-o"]).arg(&log);
-    command.arg(env!("CARGO_BIN_EXE_sandboxctl"));
-    command.args(["stress", "--json", "--host", "private", "--idle", "0", "--at-once", "1", "--state-dir"]);
-    command.arg(dir.path()).args(["--sandboxes", &sandboxes.to_string()]);
-    let output = command.output().ok()?;
-    assert!(output.status.success(), "{output:?}");
-    let mut counts = BTreeMap::new();
-    for line in std::fs::read_to_string(&log).unwrap().lines() {
-        let call = line.split_once(' ').map_or("", |(_, call)| call.trim_start());
-        let name = call.split('(').next().unwrap_or_default();
-        let name = if call.contains("AF_NETLINK") { "netlink socket" } else { name };
-        if !call.contains("resumed>") {
-            *counts.entry(name.to_owned()).or_default() += 1;
+/// What sandboxes on a private host asked of the kernel.
+#[derive(Default)]
+struct Asked {
+    /// How often each system call was made; sockets of netlink count for themselves.
+    calls: BTreeMap<String, u64>,
+    /// Threads that entered a namespace or came home from one.
+    entered: BTreeSet<String>,
+    /// How many threads gave themselves a name, by name.
+    threads: BTreeMap<String, u64>,
+}
+
+impl Asked {
+    fn by_sandboxes(count: u32) -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let log = dir.path().join("calls");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", "trace=setns,unshare,socket,prctl", "-e", "signal=none", "-o"]).arg(&log);
+        command.arg(env!("CARGO_BIN_EXE_sandboxctl"));
+        command.args(["stress", "--json", "--host", "private", "--idle", "0", "--at-once", "1", "--state-dir"]);
+        command.arg(dir.path()).args(["--sandboxes", &count.to_string()]);
+        let output = command.output().ok()?;
+        assert!(output.status.success(), "{output:?}");
+        let mut asked = Self::default();
+        for line in std::fs::read_to_string(&log).unwrap().lines().filter(|line| !line.contains("resumed>")) {
+            asked.read(line);
         }
+        Some(asked)
     }
-    Some(counts)
+
+    fn read(&mut self, line: &str) {
+        let (thread, call) = line.split_once(' ').unwrap_or_default();
+        let (call, arguments) = call.trim_start().split_once('(').unwrap_or_default();
+        if call == "setns" {
+            self.entered.insert(thread.to_owned());
+        }
+        if let Some(name) = arguments.strip_prefix("PR_SET_NAME, ") {
+            *self.threads.entry(name.split('"').nth(1).unwrap_or_default().to_owned()).or_default() += 1;
+        }
+        let call = if arguments.starts_with("AF_NETLINK") { "netlink socket" } else { call };
+        *self.calls.entry(call.to_owned()).or_default() += 1;
+    }
+
+    /// Threads of a name, but not those of the actors' pool: it is bounded, and how far it grows depends
+    /// on which calls happen to meet.
+    fn threads_beside_the_pool(&self) -> BTreeMap<&str, u64> {
+        let named = self.threads.iter().map(|(name, count)| (name.as_str(), *count));
+        named.filter(|(name, _)| !name.starts_with("resource-actors")).collect()
+    }
 }
 
 #[test]
 fn a_networks_set_up_costs_one_socket_one_way_home_and_no_thread() {
     let is_root = nix::unistd::getuid().is_root();
-    let found = is_root.then(|| Some((system_calls(5)?, system_calls(25)?))).flatten();
+    let found = is_root.then(|| Some((Asked::by_sandboxes(5)?, Asked::by_sandboxes(25)?))).flatten();
     let Some((few, many)) = found else {
         assert!(std::env::var_os("CI").is_none(), "this test needs root and strace");
         eprintln!("skipped: it needs root and strace");
         return;
     };
-    let more = |name: &str| many.get(name).copied().unwrap_or(0) - few.get(name).copied().unwrap_or(0);
+    let of = |asked: &Asked, call: &str| asked.calls.get(call).copied().unwrap_or(0);
+    let more = |call: &str| of(&many, call) - of(&few, call);
     assert_eq!(more("netlink socket"), 20, "one for each set-up, kept for its end");
     assert_eq!(more("unshare"), 20, "one namespace each");
     assert!(more("setns") <= 40, "{} for 20 set-ups", more("setns"));
-    assert_eq!(more("clone3") + more("clone"), 0, "the threads of the first serve the others");
+    assert_eq!((few.entered.len(), many.entered.len()), (1, 1), "the thread of the first serves the others");
+    assert_eq!(few.threads_beside_the_pool(), many.threads_beside_the_pool(), "and none was made for anything else");
+    assert_eq!(many.threads.get("enter-netns"), Some(&1), "{:?}", many.threads);
 }
