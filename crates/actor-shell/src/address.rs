@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::shared::Shared;
 use crate::shell::{Envelope, Shell};
-use crate::{Board, Death, Domain, Hops, Refused, Request, Serve};
+use crate::{Death, Domain, Hops, Refused, Request, Serve};
 
 /// What a message is sent with.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,6 @@ pub(crate) struct Reach<D: Domain> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) snapshot: watch::Receiver<D::Snapshot>,
     pub(crate) hops: Option<Arc<dyn Hops>>,
-    pub(crate) board: Board,
 }
 
 impl<D: Domain> Clone for Address<D> {
@@ -59,12 +58,11 @@ impl<D: Domain> Address<D> {
         R: Request,
         D: Serve<R>,
     {
-        let Reach { mailbox, shared, board, .. } = &*self.0;
-        let place = shared.admit().inspect_err(|_| board.refused(shared.actor))?;
-        let waiting = board.sent(shared.actor);
-        let interrupt = place.interrupt();
+        let Reach { mailbox, shared, .. } = &*self.0;
+        let sent = Instant::now();
+        let place = shared.admit(sent)?;
         let Ask { deadline, cause } = ask;
-        let envelope = Envelope { request, deadline, cause, sent: Instant::now(), interrupt, waiting, place };
+        let envelope = Envelope { request, deadline, cause, sent, place };
         self.hop().await;
         let answer = mailbox.send(envelope).await;
         self.hop().await;
@@ -80,7 +78,8 @@ impl<D: Domain> Address<D> {
     async fn hop(&self) {
         let delay = self.0.hops.as_ref().map(|hops| hops.next());
         if let Some(delay) = delay.filter(|delay| !delay.is_zero()) {
-            tokio::time::sleep(delay).await;
+            // Boxed: every message's future has room for it, and only simulations need it.
+            Box::pin(tokio::time::sleep(delay)).await;
         }
     }
 
@@ -94,7 +93,7 @@ impl<D: Domain> Address<D> {
         self.0.shared.death.get()
     }
 
-    /// What the actor last published.
+    /// What the actor last published. It is there to be read: its changes wake nobody.
     pub fn snapshot(&self) -> watch::Receiver<D::Snapshot> {
         self.0.snapshot.clone()
     }

@@ -2,7 +2,7 @@
 //!
 //! Nobody decides by these numbers; they are written where messages pass and read by copies.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ pub struct Board(Arc<watch::Sender<[Mailbox; ActorName::ALL.len()]>>);
 /// One actor's mailbox.
 #[derive(Debug, Clone)]
 struct Mailbox {
-    /// When the messages that wait were sent; the number tells those of one instant apart.
-    waiting: BTreeSet<(Instant, u64)>,
+    /// The messages that wait: their numbers, which grow, and when they were sent.
+    waiting: VecDeque<(u64, Instant)>,
     sent: u64,
     now: Option<(&'static str, Instant, Instant)>,
     refused: u64,
@@ -33,7 +33,7 @@ struct Mailbox {
 
 impl Default for Mailbox {
     fn default() -> Self {
-        let (waiting, took) = (BTreeSet::new(), [0; BUCKETS]);
+        let (waiting, took) = (VecDeque::new(), [0; BUCKETS]);
         Self { waiting, sent: 0, now: None, refused: 0, spawned: 0, served: 0, took }
     }
 }
@@ -102,19 +102,28 @@ impl Board {
         self.change(actor, |mailbox| mailbox.refused += 1);
     }
 
-    /// A message is on its way into a mailbox, until what this returns is dropped.
-    pub(crate) fn sent(&self, actor: ActorName) -> Waiting {
-        let mut key = (Instant::now(), 0);
+    /// A message is on its way into a mailbox. Its number is for when it waits no more.
+    pub(crate) fn sent(&self, actor: ActorName, at: Instant) -> u64 {
+        let mut number = 0;
         self.change(actor, |mailbox| {
             mailbox.sent += 1;
-            key.1 = mailbox.sent;
-            mailbox.waiting.insert(key);
+            number = mailbox.sent;
+            mailbox.waiting.push_back((number, at));
         });
-        Waiting { board: self.clone(), actor, key }
+        number
     }
 
-    pub(crate) fn taken(&self, actor: ActorName, message: &'static str, taken: Instant, deadline: Instant) {
-        self.change(actor, |mailbox| mailbox.now = Some((message, taken, deadline)));
+    /// A message waits no more, and is being served: its name, since when, and until when.
+    pub(crate) fn taken(&self, actor: ActorName, number: u64, now: (&'static str, Instant, Instant)) {
+        self.change(actor, |mailbox| {
+            mailbox.forget(number);
+            mailbox.now = Some(now);
+        });
+    }
+
+    /// A message waits no more, and is not served.
+    pub(crate) fn cancelled(&self, actor: ActorName, number: u64) {
+        self.change(actor, |mailbox| mailbox.forget(number));
     }
 
     pub(crate) fn answered(&self, actor: ActorName, was_refused: bool) {
@@ -132,23 +141,18 @@ impl Board {
     }
 }
 
-/// A message that waits.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    board: Board,
-    actor: ActorName,
-    key: (Instant, u64),
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.board.change(self.actor, |mailbox| {
-            mailbox.waiting.remove(&self.key);
-        });
-    }
-}
-
 impl Mailbox {
+    /// Almost always the first: a mailbox is served in order, and what was cancelled leaves it so too.
+    fn forget(&mut self, number: u64) {
+        if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == number) {
+            self.waiting.remove(place);
+        }
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.waiting.iter().map(|(_, sent)| *sent).min()
+    }
+
     fn figures(&self, actor: ActorName, at: Instant) -> Figures {
         Figures {
             actor,
@@ -158,7 +162,7 @@ impl Mailbox {
                 deadline_us: micros(deadline.saturating_duration_since(taken)),
             }),
             waiting: self.waiting.len(),
-            oldest_us: self.waiting.first().map(|(sent, _)| micros(at.saturating_duration_since(*sent))),
+            oldest_us: self.oldest().map(|sent| micros(at.saturating_duration_since(sent))),
             served: self.served,
             p50_us: self.quantile(50),
             p99_us: self.quantile(99),
@@ -226,21 +230,22 @@ mod tests {
         let board = Board::default();
         let actor = ActorName::Device;
         board.spawned(actor);
-        let (first, second) = (board.sent(actor), board.sent(actor));
+        let sent = || board.sent(actor, Instant::now());
+        let (first, _, third) = (sent(), sent(), sent());
         tokio::time::advance(Duration::from_millis(3)).await;
-        drop(first);
-        board.taken(actor, "AttachDevice", Instant::now(), Instant::now() + Duration::from_secs(1));
+        board.cancelled(actor, third);
+        let taken = Instant::now();
+        board.taken(actor, first, ("AttachDevice", taken, taken + Duration::from_secs(1)));
         tokio::time::advance(Duration::from_millis(2)).await;
         let figures = &board.figures()[1];
         let now = InFlight { message: "AttachDevice".into(), elapsed_us: 2_000, deadline_us: 1_000_000 };
         assert_eq!((figures.actor, &figures.now), (actor, &Some(now)));
         assert_eq!((figures.waiting, figures.oldest_us), (1, Some(5_000)));
         board.answered(actor, false);
-        drop(second);
         board.refused(actor);
         board.spawned(actor);
         let figures = &board.figures()[1];
-        assert_eq!((figures.served, figures.refused, figures.restarted, figures.waiting), (1, 1, 1, 0));
+        assert_eq!((figures.served, figures.refused, figures.restarted, figures.waiting), (1, 1, 1, 1));
         assert_eq!(figures.now, None);
         assert!(board.figures().iter().all(|other| other.actor == actor || other.served == 0));
     }

@@ -3,15 +3,18 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use sandbox_model::Instant;
 use sandbox_model::lifecycle::ActorName;
 use tokio::sync::Notify;
 
-use crate::{Death, Refused};
+use crate::{Board, Death, Refused};
 
 /// Shared by one actor and all that hold its address.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) actor: ActorName,
+    /// Where its mailbox shows what it is at.
+    pub(crate) board: Board,
     /// Messages that may wait or be served at once.
     pub(crate) bound: usize,
     on_their_way: AtomicUsize,
@@ -21,9 +24,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(actor: ActorName, bound: usize) -> Arc<Self> {
+    pub(crate) fn new(actor: ActorName, bound: usize, board: Board) -> Arc<Self> {
         Arc::new(Self {
             actor,
+            board,
             bound,
             on_their_way: AtomicUsize::new(0),
             interruptions: AtomicU64::new(0),
@@ -37,13 +41,15 @@ impl Shared {
         self.on_their_way.load(Ordering::Acquire)
     }
 
-    /// Lets one more message on its way.
-    pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, Refused> {
+    /// Lets one more message, sent at `sent`, on its way.
+    pub(crate) fn admit(self: &Arc<Self>, sent: Instant) -> Result<Place, Refused> {
         let more = |count| (count < self.bound).then_some(count + 1);
-        match self.on_their_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
-            Ok(_) => Ok(Place(self.clone())),
-            Err(_) => Err(Refused::Busy { actor: self.actor, bound: self.bound }),
+        if self.on_their_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
+            self.board.refused(self.actor);
+            return Err(Refused::Busy { actor: self.actor, bound: self.bound });
         }
+        let waiting = Some(self.board.sent(self.actor, sent));
+        Ok(Place { shared: self.clone(), waiting, interruptions: self.interruptions.load(Ordering::Acquire) })
     }
 
     pub(crate) fn interrupt(&self) {
@@ -54,18 +60,34 @@ impl Shared {
 
 /// The place of one message among those that wait or are served; free again when dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Shared>);
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    /// Its number on the board, until it is taken.
+    waiting: Option<u64>,
+    /// How many interruptions there had been when it was sent.
+    interruptions: u64,
+}
 
 impl Place {
-    /// How a message sent now learns of interruptions.
+    /// It waits no more: its actor serves it.
+    pub(crate) fn taken(&mut self, message: &'static str, taken: Instant, deadline: Instant) {
+        if let Some(number) = self.waiting.take() {
+            self.shared.board.taken(self.shared.actor, number, (message, taken, deadline));
+        }
+    }
+
+    /// How its message learns of interruptions.
     pub(crate) fn interrupt(&self) -> Interrupt {
-        Interrupt { sent_at: self.0.interruptions.load(Ordering::Acquire), shared: self.0.clone() }
+        Interrupt { sent_at: self.interruptions, shared: self.shared.clone() }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.on_their_way.fetch_sub(1, Ordering::AcqRel);
+        if let Some(number) = self.waiting.take() {
+            self.shared.board.cancelled(self.shared.actor, number);
+        }
+        self.shared.on_their_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

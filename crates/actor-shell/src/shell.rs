@@ -12,9 +12,8 @@ use tokio::sync::watch;
 
 use crate::address::Reach;
 use crate::arbiters::abandoned_calls;
-use crate::figures::Waiting;
 use crate::performing::{Performing, Served};
-use crate::shared::{self, Interrupt, Shared};
+use crate::shared::{self, Shared};
 use crate::{Address, Call, Death, Domain, Hops, Identity, Plan, Refused, Request, Serve, panic_text};
 
 /// A domain with a mailbox.
@@ -33,8 +32,6 @@ pub(crate) struct Envelope<R> {
     pub(crate) deadline: Instant,
     pub(crate) cause: Option<u64>,
     pub(crate) sent: Instant,
-    pub(crate) interrupt: Interrupt,
-    pub(crate) waiting: Waiting,
     pub(crate) place: shared::Place,
 }
 
@@ -56,16 +53,15 @@ pub fn spawn_afar<D: Domain>(mut domain: D, identity: Identity, hops: Option<Arc
     let mut first = D::Snapshot::default();
     domain.publish(&mut first);
     let (snapshot, seen) = watch::channel(first);
-    let shared = Shared::new(identity.actor, identity.bound);
-    let board = identity.cause.board.clone();
-    board.spawned(identity.actor);
+    let shared = Shared::new(identity.actor, identity.bound, identity.cause.board.clone());
+    shared.board.spawned(identity.actor);
     let shell = Shell { domain, identity, shared: shared.clone(), snapshot, was_cut_off: false };
     let mailbox = Shell::create(move |ctx| {
         // Without a limit of its own: admission is ours, since actix counts per clone of an address.
         ctx.set_mailbox_capacity(0);
         shell
     });
-    Address(Arc::new(Reach { mailbox, shared, snapshot: seen, hops, board }))
+    Address(Arc::new(Reach { mailbox, shared, snapshot: seen, hops }))
 }
 
 pub(crate) type Answer<R> = Result<<R as Request>::Reply, Refused>;
@@ -78,11 +74,10 @@ where
     type Result = Served<D, R>;
 
     fn handle(&mut self, envelope: Envelope<R>, _: &mut Self::Context) -> Served<D, R> {
-        let Envelope { request, deadline, cause, sent, interrupt, waiting, place } = envelope;
-        drop(waiting);
+        let Envelope { request, deadline, cause, sent, mut place } = envelope;
         let record = self.received(&request, cause, sent);
-        self.identity.cause.board.taken(self.identity.actor, R::NAME, record.taken, deadline);
-        let call = Call { seq: record.seq, deadline, interrupt };
+        place.taken(R::NAME, record.taken, deadline);
+        let call = Call { seq: record.seq, deadline, interrupt: place.interrupt() };
         self.identity.cause.set(record.seq);
 
         if let Err(refused) = self.admissible(&call, record.taken) {
@@ -177,7 +172,11 @@ impl<D: Domain> Shell<D> {
     fn publish(&mut self) {
         if self.shared.death.get().is_none() {
             let domain = &mut self.domain;
-            self.snapshot.send_modify(|snapshot| domain.publish(snapshot));
+            // Whoever wants to see it looks. Nobody waits for it, so nobody is woken.
+            self.snapshot.send_if_modified(|snapshot| {
+                domain.publish(snapshot);
+                false
+            });
         }
     }
 
@@ -216,7 +215,7 @@ impl<D: Domain> Shell<D> {
                 service_us: micros(record.taken.elapsed()),
             });
         }
-        self.identity.cause.board.answered(self.identity.actor, answer.is_err());
+        self.shared.board.answered(self.identity.actor, answer.is_err());
         self.identity.cause.set(0);
     }
 }

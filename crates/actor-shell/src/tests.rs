@@ -238,7 +238,8 @@ fn one_message_more_than_the_bound_is_refused_at_once_however_many_addresses() {
 fn figures_show_what_is_served_what_waits_and_what_was_refused() {
     scenario(|| async {
         let (worker, _) = worker(2, Duration::ZERO);
-        let figures = || worker.0.board.figures().into_iter().find(|one| one.actor == ActorName::Device).unwrap();
+        let figures =
+            || worker.0.shared.board.figures().into_iter().find(|one| one.actor == ActorName::Device).unwrap();
         let asked = ["a", "b", "c"].map(|name| worker.ask(work(name, 10), within(1000)));
         let looked = async {
             tokio::time::sleep(Duration::from_millis(5)).await;
