@@ -172,7 +172,7 @@ fn line_of(event: &impl serde::Serialize) -> io::Result<Vec<u8>> {
 
 fn event_line(event: &Event, ids: &mut KernelIds) -> io::Result<Vec<u8>> {
     let mut value = serde_json::to_value(event)?;
-    ids.replace(&mut value);
+    ids.replace_in_event(&mut value);
     line_of(&value)
 }
 

@@ -46,6 +46,9 @@ const FIELDS: [(&str, Kind); 17] = [
     ("context_id", Kind::VsockCid),
 ];
 
+/// Calls whose whole reply is such a number.
+const REPLIES: [(&str, Kind); 1] = [("create_tap", Kind::Link)];
+
 impl Kind {
     fn of(field: &str) -> Option<Self> {
         FIELDS.iter().find(|(name, _)| *name == field).map(|(_, kind)| *kind)
@@ -65,6 +68,16 @@ pub(super) struct KernelIds {
 }
 
 impl KernelIds {
+    /// Replaces the kernel's numbers in an event.
+    pub(super) fn replace_in_event(&mut self, event: &mut Value) {
+        let method = event.get("method").and_then(Value::as_str);
+        let kind = REPLIES.iter().find(|(name, _)| Some(*name) == method).map(|(_, kind)| *kind);
+        if let Some((kind, reply)) = kind.zip(event.pointer_mut("/result/Ok")) {
+            self.replace_as(kind, reply);
+        }
+        self.replace(event);
+    }
+
     /// Replaces the kernel's numbers in `value`, at any depth.
     pub(super) fn replace(&mut self, value: &mut Value) {
         match value {
@@ -111,6 +124,17 @@ impl KernelIds {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_reply_that_is_nothing_but_a_number_is_the_one_in_the_ledger() {
+        let mut ids = KernelIds::default();
+        let mut called = json!({"method": "create_tap", "result": {"Ok": 1018}});
+        let mut other = json!({"method": "resize_memory", "result": {"Ok": 1018}});
+        let mut noted = json!({"record": {"identity": {"link": {"index": 1018}}}});
+        [&mut called, &mut other, &mut noted].into_iter().for_each(|event| ids.replace_in_event(event));
+        assert_eq!((&called["result"]["Ok"], &other["result"]["Ok"]), (&json!(1), &json!(1018)));
+        assert_eq!(noted["record"]["identity"]["link"]["index"], 1);
+    }
 
     #[test]
     fn equal_stays_equal_and_only_the_kernels_numbers_change() {
