@@ -91,6 +91,7 @@ impl Parts {
         let board = Board::default();
         let cause = CurrentCause::of_generation(1, board.clone());
         let bare = Bare { parts: self.clone(), id: id.clone(), dir: dir.clone(), config, ledger, vmm, agent, board };
+        let bare = Rc::new(bare);
         let failure = (state == LifecycleState::Failed).then(|| "left by an earlier process".to_owned());
         let first = SandboxStatus { state, failure: failure.clone(), ..SandboxStatus::new(id.clone()) };
         let (status, seen) = watch::channel(first);
@@ -126,7 +127,8 @@ impl Parts {
             tokio::task::spawn_local(bells::daemon(supervisor.clone(), shared, vm_exit.clone()));
             tokio::task::spawn_local(bells::vm(supervisor.clone(), vm_exit));
         }
-        let (agent, config, sink, board) = (bare.agent, bare.config, self.sink.clone(), bare.board);
+        let (agent, config) = (bare.agent.clone(), bare.config.clone());
+        let (sink, board) = (self.sink.clone(), bare.board.clone());
         Ok(SandboxHandle { sandbox: id, supervisor, status: seen, agent, config, dump, sink, board, registry })
     }
 }
@@ -147,7 +149,6 @@ fn dump(crew: &Crew, status: watch::Receiver<SandboxStatus>) -> Dump {
 }
 
 /// What actors are made from, and made again from after a death.
-#[derive(Clone)]
 struct Bare {
     parts: Arc<Parts>,
     id: SandboxId,
@@ -209,7 +210,11 @@ impl Bare {
     }
 
     /// A seat whose actor can be made again.
-    fn seat<D: Domain>(&self, actor: ActorName, make: impl Fn(&Self, &CurrentCause) -> D + 'static) -> Seat<D> {
+    fn seat<D: Domain>(
+        self: &Rc<Self>,
+        actor: ActorName,
+        make: impl Fn(&Self, &CurrentCause) -> D + 'static,
+    ) -> Seat<D> {
         let bare = self.clone();
         Seat::new(actor, move |generation| {
             let cause = CurrentCause::of_generation(generation, bare.board.clone());
@@ -217,7 +222,7 @@ impl Bare {
         })
     }
 
-    fn device(&self) -> Seat<DeviceActor> {
+    fn device(self: &Rc<Self>) -> Seat<DeviceActor> {
         self.seat(ActorName::Device, |bare, cause| {
             let host = bare.wrap(ActorName::Device, cause, bare.parts.ports.device.clone(), DeviceHostProxy::wrap);
             let vmm = bare.vmm(ActorName::Device, cause);
@@ -228,28 +233,28 @@ impl Bare {
         })
     }
 
-    fn network(&self) -> Seat<NetworkActor> {
+    fn network(self: &Rc<Self>) -> Seat<NetworkActor> {
         self.seat(ActorName::Network, |bare, cause| {
             let host = bare.wrap(ActorName::Network, cause, bare.parts.ports.network.clone(), NetworkHostProxy::wrap);
             NetworkActor::new(bare.journal(ActorName::Network, cause), host, bare.id.clone())
         })
     }
 
-    fn share(&self) -> Seat<ShareFsActor> {
+    fn share(self: &Rc<Self>) -> Seat<ShareFsActor> {
         self.seat(ActorName::ShareFs, |bare, cause| {
             let host = bare.wrap(ActorName::ShareFs, cause, bare.parts.ports.share.clone(), ShareFsHostProxy::wrap);
             ShareFsActor::new(bare.journal(ActorName::ShareFs, cause), host, bare.dir.clone(), bare.id.clone())
         })
     }
 
-    fn cgroup(&self) -> Seat<CgroupActor> {
+    fn cgroup(self: &Rc<Self>) -> Seat<CgroupActor> {
         self.seat(ActorName::Cgroup, |bare, cause| {
             let host = bare.wrap(ActorName::Cgroup, cause, bare.parts.ports.cgroup.clone(), CgroupHostProxy::wrap);
             CgroupActor::new(bare.journal(ActorName::Cgroup, cause), host, bare.id.clone())
         })
     }
 
-    fn cpu(&self) -> Seat<CpuActor> {
+    fn cpu(self: &Rc<Self>) -> Seat<CpuActor> {
         self.seat(ActorName::Cpu, |bare, cause| {
             let (vmm, agent) = (bare.vmm(ActorName::Cpu, cause), bare.agent(ActorName::Cpu, cause));
             CpuActor::new(bare.journal(ActorName::Cpu, cause), vmm, agent)

@@ -319,6 +319,16 @@ pub trait Ledger: fmt::Debug {
         self.live().last().map_or(EntryId(0), |entry| entry.id)
     }
 
+    /// Whether an entry is live.
+    fn is_live(&self, id: EntryId) -> bool {
+        self.entry(id).is_some()
+    }
+
+    /// The newest live entry that passes `test`.
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
+        self.live().into_iter().rfind(test)
+    }
+
     /// Whether a live entry passes `test`.
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
         self.live().iter().any(test)
@@ -400,7 +410,7 @@ impl Journal {
     where
         F: Future<Output = Result<(), PortError>>,
     {
-        if self.ledger.entry(entry.id).is_none() {
+        if !self.ledger.is_live(entry.id) {
             return Ok(Undone::AlreadyGone);
         }
         let _ = self.ledger.append(Record::UndoIntent { entry: entry.id });

@@ -2,6 +2,7 @@
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::ledger::{Entry, HostObject, Scope};
+use sandbox_model::lifecycle::ActorName;
 use sandbox_model::request::ResourceUpdate;
 use sandbox_model::{ContainerId, Instant, PortResult};
 
@@ -98,9 +99,10 @@ pub(super) struct Change {
 impl Clients {
     /// The ledger's entry of a container's share.
     fn share_entry(&self, wanted: &ContainerId) -> Option<Entry> {
-        (self.journal.ledger().live().into_iter())
-            .find(|entry| matches!(&entry.object, HostObject::ResourceShare { container } if container == wanted))
-            .filter(|entry| entry.actor == sandbox_model::lifecycle::ActorName::Cgroup)
+        self.journal.ledger().find(&|entry| {
+            entry.actor == ActorName::Cgroup
+                && matches!(&entry.object, HostObject::ResourceShare { container } if container == wanted)
+        })
     }
 
     /// Writes the table into the sandbox's group. When that fails half way, the table before is

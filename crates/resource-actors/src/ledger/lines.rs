@@ -164,6 +164,14 @@ impl<L: Lines> Ledger for LineLedger<L> {
         self.table.borrow().entries().next_back().map_or(EntryId(0), |entry| entry.id)
     }
 
+    fn is_live(&self, id: EntryId) -> bool {
+        self.table.borrow().entry(id).is_some()
+    }
+
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
+        self.table.borrow().entries().rfind(|entry| test(entry)).cloned()
+    }
+
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
         self.table.borrow().entries().any(test)
     }

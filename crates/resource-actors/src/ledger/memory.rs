@@ -62,6 +62,14 @@ impl Ledger for ShelvedLedger {
         self.0.table.borrow().entries().next_back().map_or(EntryId(0), |entry| entry.id)
     }
 
+    fn is_live(&self, id: EntryId) -> bool {
+        self.0.table.borrow().entry(id).is_some()
+    }
+
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
+        self.0.table.borrow().entries().rfind(|entry| test(entry)).cloned()
+    }
+
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
         self.0.table.borrow().entries().any(test)
     }

@@ -51,7 +51,8 @@ pub enum Violation {
 /// The open entries of a ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerTable {
-    open: BTreeMap<EntryId, Entry>,
+    /// Boxed: nodes of a map that only grows at its end stay half empty, and an entry is large.
+    open: BTreeMap<EntryId, Box<Entry>>,
     counts: BTreeMap<&'static str, usize>,
     last: u64,
 }
@@ -110,7 +111,7 @@ impl LedgerTable {
             Record::Intent { entry: id, actor, scope, object } => {
                 self.last = id.0;
                 *self.counts.entry(limit(&object).0).or_default() += 1;
-                self.open.insert(id, Entry { id, actor, scope, object, identity: None });
+                self.open.insert(id, Box::new(Entry { id, actor, scope, object, identity: None }));
             }
             Record::Done { entry, identity } => {
                 if let Some(open) = self.open.get_mut(&entry) {
@@ -129,7 +130,7 @@ impl LedgerTable {
     /// The records that add up to this table and no more.
     pub(super) fn records(&self) -> impl Iterator<Item = Record> {
         self.open.values().flat_map(|entry| {
-            let Entry { id, actor, scope, object, identity } = entry.clone();
+            let Entry { id, actor, scope, object, identity } = Entry::clone(entry);
             let done = identity.map(|identity| Record::Done { entry: id, identity });
             [Record::Intent { entry: id, actor, scope, object }].into_iter().chain(done)
         })
@@ -137,12 +138,12 @@ impl LedgerTable {
 
     /// The open entries, oldest first.
     pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> {
-        self.open.values()
+        self.open.values().map(AsRef::as_ref)
     }
 
     /// One open entry.
     pub fn entry(&self, id: EntryId) -> Option<&Entry> {
-        self.open.get(&id)
+        self.open.get(&id).map(AsRef::as_ref)
     }
 
     /// How many are open.

@@ -22,10 +22,8 @@ impl Step for Stop {
     fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
         Box::pin(async move {
             crew.waits_for("Stop", "the VM's end");
-            let entries = crew.ledger.live();
-            let vmm = entries.iter().rev().find(|entry| is_vmm(entry));
-            if let Some(vmm) = vmm {
-                crew.stop_vm(vmm, &call).await.map_err(|error| StepError::own("stop the VM", error))?;
+            if let Some(vmm) = crew.ledger.find(&is_vmm) {
+                crew.stop_vm(&vmm, &call).await.map_err(|error| StepError::own("stop the VM", error))?;
             }
             facts.vm = None;
             Ok(((), facts))

@@ -50,7 +50,7 @@ impl Crew {
         let deadline = self.undo_deadline();
         let mut entries = self.ledger.live();
         entries.reverse();
-        let of = |actor: ActorName| entries.iter().filter(|entry| entry.actor == actor).cloned().collect::<Vec<_>>();
+        let mut of = |actor: ActorName| entries.extract_if(.., |entry| entry.actor == actor).collect::<Vec<_>>();
         let mut report = self.undo_run(of(ActorName::Supervisor), VmFate::Alive, deadline).await;
         // A socket of the VMM that stays does not keep its VM.
         let vm_is_gone = !self.ledger.live().iter().any(is_vmm);
@@ -71,9 +71,10 @@ impl Crew {
     /// Undoes entries of one actor.
     async fn undo_run(&self, entries: Vec<Entry>, vm: VmFate, deadline: Instant) -> UndoReport {
         let Some(first) = entries.first() else { return UndoReport::default() };
-        let (actor, undo) = (first.actor, Undo { entries: entries.clone(), vm });
+        let (actor, asked) = (first.actor, entries.iter().map(|entry| entry.id).collect::<Vec<_>>());
+        let undo = Undo { entries, vm };
         let answer = match actor {
-            ActorName::Supervisor => Ok(self.undo_own(&entries, deadline).await),
+            ActorName::Supervisor => Ok(self.undo_own(&undo.entries, deadline).await),
             ActorName::Device => self.ask_undo(&self.device, UndoDevices(undo), deadline).await,
             ActorName::Network => self.ask_undo(&self.network, UndoNetwork(undo), deadline).await,
             ActorName::ShareFs => self.ask_undo(&self.share, UndoShares(undo), deadline).await,
@@ -85,12 +86,15 @@ impl Crew {
             Err(error) => (UndoReport::default(), error.cause.to_string()),
         };
         // What an actor did not come to is still in the ledger, and must be in the report.
-        for entry in entries {
-            let is_told = report.items.iter().any(|item| item.entry == entry.id);
-            if !is_told && self.ledger.entry(entry.id).is_some() {
+        for id in asked {
+            let is_told = report.items.iter().any(|item| item.entry == id);
+            if is_told {
+                continue;
+            }
+            if let Some(entry) = self.ledger.entry(id) {
                 let object = entry.object.to_string();
                 let error = PortError::timed_out("undo", object.clone(), why.clone());
-                report.items.push(UndoItem { entry: entry.id, object, result: Err(error) });
+                report.items.push(UndoItem { entry: id, object, result: Err(error) });
             }
         }
         report

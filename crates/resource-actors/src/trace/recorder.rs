@@ -124,6 +124,14 @@ impl Ledger for RecordedLedger {
         self.ledger.newest()
     }
 
+    fn is_live(&self, id: EntryId) -> bool {
+        self.ledger.is_live(id)
+    }
+
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
+        self.ledger.find(test)
+    }
+
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
         self.ledger.any(test)
     }
