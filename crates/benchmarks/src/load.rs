@@ -46,6 +46,14 @@ pub fn name(prefix: &str, index: usize) -> SandboxId {
     SandboxId::new(format!("{prefix}-{index}")).expect("a prefix of letters and a number")
 }
 
+/// Waits until number `index` of a load that has begun then is due.
+pub(crate) async fn pace(begun: Instant, load: Load, index: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    if let Some(rate) = load.rate {
+        tokio::time::sleep_until((begun + Duration::from_secs_f64(index as f64 / rate)).into()).await;
+    }
+}
+
 /// Starts sandboxes and lets them live. `progress` hears of each that has started or failed.
 pub async fn start(
     system: &ResourceSystem,
@@ -55,16 +63,10 @@ pub async fn start(
     mut progress: impl FnMut(usize),
 ) -> (Vec<SandboxHandle>, Outcome) {
     let (begun, used) = (Instant::now(), Usage::now());
-    let pace = |index: usize| async move {
-        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-        if let Some(rate) = load.rate {
-            tokio::time::sleep_until((begun + Duration::from_secs_f64(index as f64 / rate)).into()).await;
-        }
-    };
     let starts = stream::iter(0..load.sandboxes).map(|index| {
         let life = lives(index);
         async move {
-            pace(index).await;
+            pace(begun, load, index).await;
             let (id, mut times) = (name(prefix, index), Times::default());
             let started = life.start(system, id.clone(), &mut times).await;
             (started.map_err(|error| format!("{id}: {error}")), times)

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 fn stress(dir: &Path, arguments: &[&str]) -> (Output, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sandboxctl"));
-    command.args(["stress", "--json", "--idle", "1", "--state-dir"]).arg(dir).args(arguments);
+    command.args(["stress", "--json", "--state-dir"]).arg(dir).args(arguments);
     let output = command.output().unwrap();
     let document = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     (output, document)
@@ -20,8 +20,8 @@ fn stress(dir: &Path, arguments: &[&str]) -> (Output, Value) {
 #[test]
 fn many_simulated_sandboxes_live_at_once_and_leave_nothing() {
     let dir = TempDir::new().unwrap();
-    let (few, small) = stress(dir.path(), &["--sandboxes", "10"]);
-    let (many, large) = stress(dir.path(), &["--sandboxes", "300", "--at-once", "40"]);
+    let (few, small) = stress(dir.path(), &["--sandboxes", "10", "--idle", "1"]);
+    let (many, large) = stress(dir.path(), &["--sandboxes", "300", "--at-once", "40", "--idle", "1"]);
     assert!(few.status.success() && many.status.success(), "{few:?} {many:?}");
     assert_eq!((&large["alive"], &large["left"]), (&300.into(), &Value::Array(vec![])));
     assert_eq!(large["threads"], small["threads"], "threads do not grow with sandboxes");
@@ -32,12 +32,33 @@ fn many_simulated_sandboxes_live_at_once_and_leave_nothing() {
 }
 
 #[test]
+fn the_commands_of_a_trace_are_a_load() {
+    let dir = TempDir::new().unwrap();
+    let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/two-lives.jsonl");
+    let (output, document) = stress(dir.path(), &["--trace", trace, "--sandboxes", "20", "--idle", "0"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((&document["alive"], &document["left"]), (&40.into(), &Value::Array(vec![])), "two in each copy");
+    let recorded = std::fs::read_to_string(trace).unwrap();
+    let starts = recorded.lines().filter(|line| line.contains("received") && line.contains("\"StartVm\"")).count();
+    let steps = document["steps"].as_array().unwrap();
+    let started = steps.iter().find(|step| step["step"] == "StartVm").unwrap();
+    assert_eq!(started["count"], starts * 20);
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_is_usage() {
-    for arguments in [&["stress", "--sandboxes", "0"][..], &["stress", "--rate", "x"], &["bench", "no-such-row"]] {
+    for arguments in [
+        &["stress", "--sandboxes", "0"][..],
+        &["stress", "--rate", "x"],
+        &TRACE_ON_A_REAL_HOST,
+        &["bench", "no-such-row"],
+    ] {
         let status = Command::new(env!("CARGO_BIN_EXE_sandboxctl")).args(arguments).output().unwrap().status;
         assert_eq!(status.code(), Some(2), "{arguments:?}");
     }
 }
+
+const TRACE_ON_A_REAL_HOST: [&str; 5] = ["stress", "--trace", "x", "--host", "real"];
 
 /// What sandboxes on a private host asked of the kernel.
 #[derive(Default)]

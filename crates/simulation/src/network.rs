@@ -46,10 +46,15 @@ impl SimulatedNetwork {
     /// # Errors
     /// `Exists`: there is one at that path.
     pub fn with_pod(mut self, path: impl Into<PathBuf>, view: NamespaceView) -> PortResult<Self> {
-        let path = path.into();
+        self.add_pod(path.into(), view)?;
+        Ok(self)
+    }
+
+    /// Likewise.
+    pub(crate) fn add_pod(&mut self, path: PathBuf, view: NamespaceView) -> PortResult<()> {
         self.world.make("ip netns add", NAMESPACE, shown(&path))?;
         self.pods.insert(path, view);
-        Ok(self)
+        Ok(())
     }
 
     /// What CNI's `ptp` plugin leaves in a pod: `eth0` with `address` and a default route.

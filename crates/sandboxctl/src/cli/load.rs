@@ -1,5 +1,7 @@
 //! Flags of the verbs that load and measure.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use super::Json;
@@ -21,6 +23,9 @@ pub(crate) struct StressArgs {
     /// Whose host objects
     #[arg(long, value_enum, default_value_t = StressHost::Simulated)]
     pub(crate) host: StressHost,
+    /// Tells every sandbox the commands of a recorded trace, on a simulated host
+    #[arg(long, value_name = "FILE", conflicts_with = "host")]
+    pub(crate) trace: Option<PathBuf>,
     /// Threads that the actors live on
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) threads: u32,

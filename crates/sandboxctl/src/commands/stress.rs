@@ -1,16 +1,19 @@
 //! `stress`: many sandboxes in one process, and what they cost.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use benchmarks::Usage;
-use benchmarks::life::{Life, STEPS, Times, own_network};
+use benchmarks::life::{Life, STEPS, own_network};
 use benchmarks::load::{self, Load, Outcome};
+use benchmarks::recorded::{self, ByCommand};
+use benchmarks::{Samples, Usage};
 use resource_actors::ledger::{DirectoryStore, MemoryStore, SandboxStore};
-use resource_actors::{ResourceSystem, ResourceSystemBuilder};
+use resource_actors::{Ports, ResourceSystem, ResourceSystemBuilder};
 use serde_json::{Value, json};
+use simulation::rerun::Commands;
 use simulation::{SimulatedFacts, World, simulated_ports};
 
 use crate::cli::{Global, StressArgs, StressHost};
@@ -18,6 +21,8 @@ use crate::mode::{HostMode, Mode, VmmMode};
 use crate::output::table::columns;
 use crate::output::{Code, Exit, Failure, data, json as print_json};
 use crate::{private, world};
+
+use super::trace::{read, unusable};
 
 /// Failures that are told one by one.
 const FAILURES_SHOWN: usize = 5;
@@ -34,7 +39,10 @@ pub(crate) fn stress(global: &Global, args: &StressArgs) -> Result<(), Failure> 
         private::enter(&global.state_dir, &[])?;
     }
     let files = host.map(|_| Files::make(global)).transpose()?;
-    let report = run(global, args, host, files.as_ref())?;
+    let report = match &args.trace {
+        Some(trace) => recorded(global, args, trace)?,
+        None => run(global, args, host, files.as_ref())?,
+    };
     if args.json.json {
         print_json(&report.to_json(args));
     } else {
@@ -85,6 +93,8 @@ fn cannot(why: &dyn std::fmt::Display) -> Failure {
 struct Report {
     started: Outcome,
     ended: Outcome,
+    /// How long each step took, by its name.
+    steps: Vec<(String, Samples)>,
     alive: usize,
     /// Bytes of resident memory that each sandbox has added.
     memory: u64,
@@ -97,9 +107,7 @@ struct Report {
 fn builder(global: &Global, host: Option<HostMode>, simulated: &Arc<World>) -> ResourceSystemBuilder {
     let is_root = nix::unistd::getuid().is_root();
     match host {
-        None => ResourceSystem::builder(simulated_ports(simulated))
-            .store(Arc::new(MemoryStore::new(&global.state_dir)))
-            .facts(Arc::new(SimulatedFacts::default())),
+        None => on_simulated_host(global, simulated_ports(simulated), SimulatedFacts::default()),
         Some(host) => {
             let (ports, _) = world::ports(Mode { vmm: VmmMode::Simulated, host }, is_root);
             ResourceSystem::builder(ports).state_dir(&global.state_dir)
@@ -107,23 +115,65 @@ fn builder(global: &Global, host: Option<HostMode>, simulated: &Arc<World>) -> R
     }
 }
 
+fn on_simulated_host(global: &Global, ports: Ports, facts: SimulatedFacts) -> ResourceSystemBuilder {
+    let store = MemoryStore::new(&global.state_dir);
+    ResourceSystem::builder(ports).store(Arc::new(store)).facts(Arc::new(facts))
+}
+
+fn start(args: &StressArgs, builder: ResourceSystemBuilder) -> Result<ResourceSystem, Failure> {
+    builder.threads(usize::try_from(args.threads).unwrap_or(1)).start().map_err(|error| cannot(&error))
+}
+
+fn load_of(args: &StressArgs) -> Load {
+    Load { sandboxes: args.sandboxes as usize, at_once: args.at_once as usize, rate: args.rate }
+}
+
+fn each(grown: Usage, before: Usage, count: usize) -> u64 {
+    grown.resident.saturating_sub(before.resident) / u64::try_from(count.max(1)).unwrap_or(1)
+}
+
+/// The commands of a trace, for every sandbox. What a trace names is on no real host.
+fn recorded(global: &Global, args: &StressArgs, trace: &Path) -> Result<Report, Failure> {
+    let (_, events) = read(trace)?;
+    let commands = Commands::of(&events).map_err(|error| unusable(trace, error))?;
+    let (runtime, local) = (super::runtime()?, tokio::task::LocalSet::new());
+    let (simulated, load) = (Arc::new(World::new()), load_of(args));
+    let (ports, facts) = commands.surroundings(&simulated, load.sandboxes);
+    let given: BTreeSet<_> = simulated.list().into_iter().collect();
+    let system = start(args, on_simulated_host(global, ports, facts))?;
+    let progress = Progress::new(global.quiet || args.json.json);
+    let mut times = ByCommand::new();
+    let before = Usage::now();
+    let tell = |count| progress.tell("started", count, load.sandboxes);
+    let (begun, started) = local.block_on(&runtime, recorded::start(&system, &commands, load, &mut times, tell));
+    let grown = Usage::now();
+    progress.end();
+    let (copies, alive) = (begun.len(), begun.iter().flat_map(|copy| copy.sandboxes()).count());
+    let wakeups = idle(Duration::from_secs(args.idle));
+    let tell = |count| progress.tell("ended", count, copies);
+    let ended = local.block_on(&runtime, recorded::end(&system, &commands, begun, load.at_once, &mut times, tell));
+    runtime.block_on(system.shutdown());
+    progress.end();
+    let left = simulated.list().into_iter().filter(|object| !given.contains(object)).collect();
+    let (steps, memory, threads) = (times.into_iter().collect(), each(grown, before, alive), grown.threads);
+    Ok(Report { started, ended, steps, alive, memory, threads, wakeups, left })
+}
+
 fn run(global: &Global, args: &StressArgs, host: Option<HostMode>, files: Option<&Files>) -> Result<Report, Failure> {
     let runtime = super::runtime()?;
     let simulated = Arc::new(World::new());
-    let threads = usize::try_from(args.threads).unwrap_or(1);
-    let system = builder(global, host, &simulated).threads(threads).start().map_err(|error| cannot(&error))?;
+    let system = start(args, builder(global, host, &simulated))?;
     let life = match files {
         None => Life::simulated(),
         Some(files) => {
             Life { network: own_network(), rootfs: files.rootfs(), volumes: files.volumes(), ..Life::simulated() }
         }
     };
-    let (sandboxes, at_once) = (args.sandboxes as usize, args.at_once as usize);
-    let load = Load { sandboxes, at_once, rate: args.rate };
+    let load = load_of(args);
     let progress = Progress::new(global.quiet || args.json.json);
     let (handles, started, before, grown) = runtime.block_on(async {
         let before = Usage::now();
-        let tell = |count| progress.tell("started", count, sandboxes);
+        let tell = |count| progress.tell("started", count, load.sandboxes);
         let (handles, started) = load::start(&system, |_| life.clone(), load, "stress", tell).await;
         (handles, started, before, Usage::now())
     });
@@ -131,14 +181,15 @@ fn run(global: &Global, args: &StressArgs, host: Option<HostMode>, files: Option
     let alive = handles.len();
     let wakeups = idle(Duration::from_secs(args.idle));
     let ended = runtime.block_on(async {
-        let ended = load::end(handles, &life, at_once, |count| progress.tell("ended", count, alive)).await;
+        let ended = load::end(handles, &life, load.at_once, |count| progress.tell("ended", count, alive)).await;
         // What failed half-way is still known to the system.
         system.shutdown().await;
         ended
     });
     progress.end();
     Ok(Report {
-        memory: grown.resident.saturating_sub(before.resident) / u64::try_from(alive.max(1)).unwrap_or(1),
+        memory: each(grown, before, alive),
+        steps: steps(&started, &ended),
         threads: grown.threads,
         wakeups,
         left: left(global, host, &simulated),
@@ -146,6 +197,13 @@ fn run(global: &Global, args: &StressArgs, host: Option<HostMode>, files: Option
         ended,
         alive,
     })
+}
+
+fn steps(started: &Outcome, ended: &Outcome) -> Vec<(String, Samples)> {
+    let mut times = started.times.clone();
+    times.extend(&ended.times);
+    let named = STEPS.iter().copied().zip(times.steps).chain([("whole start", times.starts)]);
+    named.map(|(name, samples)| (name.to_owned(), samples)).collect()
 }
 
 /// Wake-ups per second while nothing is asked of anybody.
@@ -207,23 +265,15 @@ impl Progress {
 }
 
 impl Report {
-    fn times(&self) -> Times {
-        let mut times = self.started.times.clone();
-        times.extend(&self.ended.times);
-        times
-    }
-
     fn failures(&self) -> impl Iterator<Item = &String> {
         self.started.failures.iter().chain(&self.ended.failures)
     }
 
     fn render(&self, args: &StressArgs) -> String {
-        let times = self.times();
-        let named = STEPS.iter().copied().zip(&times.steps).chain([("whole start", &times.starts)]);
         let header = ["STEP", "COUNT", "P50", "P99", "MAX"].map(str::to_owned).to_vec();
-        let rows = named.map(|(name, samples)| {
+        let rows = self.steps.iter().map(|(name, samples)| {
             let at = |percent| format!("{:.2?}", samples.percentile(percent));
-            vec![name.to_owned(), samples.count().to_string(), at(50.0), at(99.0), at(100.0)]
+            vec![name.clone(), samples.count().to_string(), at(50.0), at(99.0), at(100.0)]
         });
         let mut text = columns(&[header].into_iter().chain(rows).collect::<Vec<_>>());
         text += &format!(
@@ -244,10 +294,10 @@ impl Report {
     }
 
     fn to_json(&self, args: &StressArgs) -> Value {
-        let times = self.times();
-        let micros = |samples: &benchmarks::Samples, percent| samples.percentile(percent).as_secs_f64() * 1e6;
-        let steps = STEPS.iter().copied().zip(&times.steps).chain([("whole start", &times.starts)]);
-        let steps: Vec<_> = steps
+        let micros = |samples: &Samples, percent| samples.percentile(percent).as_secs_f64() * 1e6;
+        let steps: Vec<_> = self
+            .steps
+            .iter()
             .map(|(name, samples)| {
                 json!({
                     "step": name, "count": samples.count(), "p50_us": micros(samples, 50.0),

@@ -1,5 +1,6 @@
-//! Doing again what a trace says was done: by its seed, or under stress.
+//! Doing again what a trace says was done: by its seed, under stress, or as a load.
 
+mod commands;
 mod minimise;
 mod script;
 mod seeded;
@@ -10,6 +11,7 @@ use std::future::Future;
 use resource_actors::trace::ReplayError;
 use tokio::task::LocalSet;
 
+pub use commands::{Begun, Commands, Given};
 pub use minimise::{Minimal, ddmin, minimise, minimise_plan};
 pub use seeded::{Rerun, rerun};
 pub use stress::{Stress, StressReport, stress};

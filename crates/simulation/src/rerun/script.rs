@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, LocalBoxFuture};
@@ -15,6 +16,8 @@ use sandbox_model::trace::{Ended, Event, Place};
 use sandbox_model::{ErrorKind, Instant, SandboxId};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::{SimulatedNetwork, World};
 
 /// One thing that was done from outside.
 #[derive(Debug, Clone)]
@@ -120,6 +123,20 @@ impl Script {
         Ok(script)
     }
 
+    /// The script up to where each sandbox is stopped or cleaned up, and the rest of it.
+    pub(super) fn halves(&self) -> (Self, Self) {
+        let mut ending = BTreeSet::new();
+        let (mut first, mut second) = (Self { acts: Vec::new(), ..self.clone() }, Self::default());
+        for act in &self.acts {
+            if act.command().is_some_and(|command| ["Stop", "Cleanup"].contains(&command)) {
+                ending.insert(&act.sandbox);
+            }
+            let half = if ending.contains(&act.sandbox) { &mut second } else { &mut first };
+            half.acts.push(act.clone());
+        }
+        (first, second)
+    }
+
     /// The script without the commands that `keep` refuses.
     pub(super) fn keeping(&self, keep: &BTreeSet<u64>) -> Self {
         let acts = self.acts.iter().filter(|act| match &act.what {
@@ -128,6 +145,11 @@ impl Script {
             What::Create(_) | What::Interrupt => true,
         });
         Self { acts: acts.cloned().collect(), ..self.clone() }
+    }
+
+    /// The `n`th copy of the script, from 0, which is itself.
+    pub(super) fn copy(&self, n: usize) -> Self {
+        if n == 0 { self.clone() } else { self.renamed(&format!("-{n}")) }
     }
 
     /// The script for another set of sandboxes, whose names end in `suffix`, as do those of the pods.
@@ -152,6 +174,19 @@ impl Script {
             pods.values().map(|(path, view)| (PathBuf::from(path), NamespaceView::clone(view))).collect();
         script
     }
+}
+
+/// A network with the pods that scripts show.
+pub(super) fn network<'a>(
+    world: &Arc<World>,
+    surroundings: impl Iterator<Item = &'a Surroundings>,
+) -> SimulatedNetwork {
+    let mut network = SimulatedNetwork::new(world.clone());
+    for (path, view) in surroundings.flat_map(|surroundings| &surroundings.pods) {
+        // Two sandboxes of one pod share its namespace: it is there already.
+        drop(network.add_pod(path.clone(), view.clone()));
+    }
+    network
 }
 
 /// Replaces texts at any depth.
@@ -197,15 +232,44 @@ impl Surroundings {
 #[derive(Debug, Default)]
 pub(super) struct Played {
     pub(super) sandboxes: BTreeMap<SandboxId, SandboxHandle>,
-    pub(super) replies: BTreeMap<u64, (String, Value)>,
+    pub(super) replies: BTreeMap<u64, Reply>,
     pub(super) problems: Vec<String>,
 }
 
+/// What a command was answered with.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) message: String,
+    pub(super) reply: Value,
+    pub(super) took: Duration,
+}
+
+impl Reply {
+    pub(super) fn is_ok(&self) -> bool {
+        is_ok(&self.reply)
+    }
+}
+
+/// Whether a recorded reply is one of success: the mailbox served the message, and its step succeeded.
+pub(super) fn is_ok(reply: &Value) -> bool {
+    reply.get("Ok").is_some_and(|reply| reply.get("Err").is_none())
+}
+
 /// A command under way.
-type Running = LocalBoxFuture<'static, Result<(String, Value), String>>;
+type Running = LocalBoxFuture<'static, Result<Reply, String>>;
 
 /// Does all of a script again, `speed` times as fast. Each sandbox has a caller of its own.
 pub(super) async fn play(script: &Script, system: &ResourceSystem, speed: f64) -> Played {
+    play_on(script, system, speed, &BTreeMap::new()).await
+}
+
+/// As [`play`], with sandboxes that are there already.
+pub(super) async fn play_on(
+    script: &Script,
+    system: &ResourceSystem,
+    speed: f64,
+    sandboxes: &BTreeMap<SandboxId, SandboxHandle>,
+) -> Played {
     let mut callers: Vec<(SandboxId, Vec<&Act>)> = Vec::new();
     for act in &script.acts {
         match callers.iter_mut().find(|(sandbox, _)| *sandbox == act.sandbox) {
@@ -214,7 +278,11 @@ pub(super) async fn play(script: &Script, system: &ResourceSystem, speed: f64) -
         }
     }
     let begun = Instant::now();
-    let calls = callers.iter().map(|(sandbox, acts)| call(sandbox, acts, system, begun, speed));
+    let calls = callers.iter().map(|(sandbox, acts)| {
+        let mut played = Played::default();
+        played.sandboxes.extend(sandboxes.get(sandbox).map(|handle| (sandbox.clone(), handle.clone())));
+        call(sandbox, acts, system, begun, speed, played)
+    });
     let mut all = Played::default();
     for played in futures::future::join_all(calls).await {
         all.sandboxes.extend(played.sandboxes);
@@ -225,8 +293,15 @@ pub(super) async fn play(script: &Script, system: &ResourceSystem, speed: f64) -
 }
 
 /// What is done to one sandbox.
-async fn call(sandbox: &SandboxId, acts: &[&Act], system: &ResourceSystem, begun: Instant, speed: f64) -> Played {
-    let (mut played, mut running) = (Played::default(), BTreeMap::<u64, Running>::new());
+async fn call(
+    sandbox: &SandboxId,
+    acts: &[&Act],
+    system: &ResourceSystem,
+    begun: Instant,
+    speed: f64,
+    mut played: Played,
+) -> Played {
+    let mut running = BTreeMap::<u64, Running>::new();
     for (n, act) in acts.iter().enumerate() {
         if let What::Await(command) = act.what {
             if let Some(reply) = running.remove(&command) {
@@ -270,8 +345,10 @@ async fn call(sandbox: &SandboxId, acts: &[&Act], system: &ResourceSystem, begun
 /// No lifecycle lasts longer, and no clock ends before.
 const FAR: Duration = Duration::from_secs(3600);
 
-async fn named(message: String, reply: BoxFuture<'static, Value>) -> (String, Value) {
-    (message, reply.await)
+async fn named(message: String, reply: BoxFuture<'static, Value>) -> Reply {
+    let begun = Instant::now();
+    let reply = reply.await;
+    Reply { message, reply, took: begun.elapsed() }
 }
 
 async fn collect(played: &mut Played, command: u64, reply: Running) {

@@ -12,9 +12,9 @@ use sandbox_model::trace::{Event, Header};
 use serde_json::Value;
 
 use super::in_virtual_time;
-use super::script::{Played, Script, play};
+use super::script::{Played, Script, network, play};
 use crate::fault::{FaultPlan, Mode, Site, seeded_plan};
-use crate::{SimulatedHost, SimulatedNetwork, World};
+use crate::{SimulatedHost, World};
 
 /// How a trace is put under stress.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,7 +107,7 @@ fn once(
     stress: &Stress,
     plan: FaultPlan,
 ) -> Result<(StressReport, Vec<Site>, Vec<Event>), ReplayError> {
-    let copies: Vec<_> = (0..stress.sandboxes.max(1)).map(|n| copy(script, n)).collect();
+    let copies: Vec<_> = (0..stress.sandboxes.max(1)).map(|n| script.copy(n)).collect();
     let (sink, heard) = ChannelSink::unbounded();
     let (seed, speed, faults) = (stress.seed, stress.speed, plan.clone());
     let commands = copies.iter().flat_map(|copy| &copy.acts).filter(|act| act.command().is_some()).count();
@@ -133,20 +133,10 @@ fn once(
     Ok((report, sites, events))
 }
 
-fn copy(script: &Script, n: usize) -> Script {
-    if n == 0 { script.clone() } else { script.renamed(&format!("-{n}")) }
-}
-
 /// The host that the trace shows, once for each copy.
 fn surroundings(copies: &[Script], plan: FaultPlan) -> SimulatedHost {
     let world = Arc::new(World::new());
-    let mut network = SimulatedNetwork::new(world.clone());
-    for (path, view) in copies.iter().flat_map(|copy| &copy.surroundings.pods) {
-        // Two sandboxes of one pod share its namespace.
-        if let Ok(with) = network.clone().with_pod(path, view.clone()) {
-            network = with;
-        }
-    }
+    let network = network(&world, copies.iter().map(|copy| &copy.surroundings));
     let mut host = SimulatedHost::with(world, network, plan);
     for (path, kind) in copies.iter().flat_map(|copy| &copy.surroundings.kinds) {
         host.set_kind(path, *kind);
@@ -168,10 +158,10 @@ async fn judge(played: Vec<Played>) -> StressReport {
     };
     for one in played {
         report.violations.extend(one.problems);
-        for (seq, (message, reply)) in &one.replies {
-            report.succeeded += usize::from(reply.get("Ok").is_some_and(|reply| reply.get("Err").is_none()));
-            if let Some(reason) = death(reply) {
-                report.violations.push(format!("record {seq}, {message}: an actor died: {reason}"));
+        for (seq, reply) in &one.replies {
+            report.succeeded += usize::from(reply.is_ok());
+            if let Some(reason) = death(&reply.reply) {
+                report.violations.push(format!("record {seq}, {}: an actor died: {reason}", reply.message));
             }
         }
         for (id, handle) in one.sandboxes {

@@ -30,11 +30,11 @@ pub(crate) fn trace(command: &TraceCommand) -> Result<(), Failure> {
 }
 
 /// The trace in `file`.
-fn read(file: &Path) -> Result<(Header, Vec<Event>), Failure> {
+pub(super) fn read(file: &Path) -> Result<(Header, Vec<Event>), Failure> {
     read_trace(file).map_err(|error| unusable(file, error))
 }
 
-fn unusable(file: &Path, error: impl std::fmt::Display) -> Failure {
+pub(super) fn unusable(file: &Path, error: impl std::fmt::Display) -> Failure {
     let advice = "sandboxctl run --trace FILE …   # with this version";
     Failure::early(Code::TRACE_READ, format!("cannot replay {}", file.display()), error, advice)
 }
