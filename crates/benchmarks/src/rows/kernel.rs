@@ -8,10 +8,13 @@ use simulation::World;
 
 use super::{Row, Target};
 use crate::Samples;
+use crate::calls::counted;
 use crate::kernel::{Pods, in_private_namespaces, ports};
 use crate::load::{self, Load, Outcome};
 
 const LIVES: usize = 120;
+/// Lives whose system calls are counted: each call then costs two switches to another process.
+const COUNTED: usize = 20;
 /// Pods, and so the lives that there can be at one time.
 const PODS: usize = 32;
 
@@ -34,8 +37,8 @@ pub(super) fn run() -> Result<Vec<Row>, String> {
             }
         };
         lives(10, 1)?;
-        let alone = lives(LIVES, 1)?;
-        let mut rows = vec![one(&alone)];
+        let mut rows = one(&lives(LIVES, 1)?);
+        rows.push(calls(counted(|| lives(COUNTED, 1))?.1));
         for at_once in [2, 4, 8, 16, 32] {
             rows.push(many(&lives(LIVES * 2, at_once)?, at_once));
         }
@@ -49,14 +52,32 @@ pub(super) fn run() -> Result<Vec<Row>, String> {
 
 /// Half of what Kata 4.1's resource crate takes for the same on cgroup v1.
 const WALL_MS_MAX: f64 = 8.9 / 2.0;
+/// Nobody recorded its CPU time. One life after the other hardly waits, so it is held to the same.
+const CPU_MS_MAX: f64 = WALL_MS_MAX;
+/// Half of its system calls.
+const CALLS_MAX: f64 = 660.0 / 2.0;
 /// Three times its rate with as many at once, by the number at once.
 const RATES_MIN: [(usize, f64); 5] = [(2, 525.0), (4, 471.0), (8, 501.0), (16, 504.0), (32, 429.0)];
 
-fn one(outcome: &Outcome) -> Row {
+fn one(outcome: &Outcome) -> Vec<Row> {
     let whole = whole(outcome);
-    let per_life = outcome.cpu.as_secs_f64() * 1e3 / LIVES as f64;
-    let detail = format!("{}; CPU {per_life:.2} ms each; {}", whole.describe(), steps(outcome));
-    Row::new("life on the real kernel", millis(whole.median()), "ms", Target::AtMost(WALL_MS_MAX), detail)
+    let per_life = millis(outcome.cpu) / LIVES as f64;
+    let detail = format!("{}; {}", whole.describe(), steps(outcome));
+    vec![
+        Row::new("life on the real kernel", millis(whole.median()), "ms", Target::AtMost(WALL_MS_MAX), detail),
+        Row::new(
+            "its CPU time",
+            per_life,
+            "ms",
+            Target::AtMost(CPU_MS_MAX),
+            format!("all threads, the kernel's part included; mean of {LIVES}"),
+        ),
+    ]
+}
+
+fn calls(sum: u64) -> Row {
+    let detail = format!("{sum} calls of all threads in {COUNTED} lives, counted by strace");
+    Row::new("its system calls", sum as f64 / COUNTED as f64, "", Target::AtMost(CALLS_MAX), detail)
 }
 
 fn many(outcome: &Outcome, at_once: usize) -> Row {

@@ -1,7 +1,9 @@
 //! What has a target: each row measures one thing and says how.
 
 mod attach;
+mod bind;
 mod kernel;
+mod memory;
 mod network;
 mod recovery;
 mod shell;
@@ -98,12 +100,18 @@ pub struct Measurement {
 /// All of them, the cheap ones first.
 pub const ALL: &[Measurement] = &[
     Measurement { name: "shell", about: "one message to an actor, beside a bare tokio task", run: shell::run },
-    Measurement { name: "attach", about: "one attach with 1 and with 125 devices present", run: attach::run },
+    Measurement {
+        name: "attach",
+        about: "one attach with 1 device present and into a VM that is almost full",
+        run: attach::run,
+    },
     Measurement { name: "lives", about: "whole lives on simulated ports", run: simulated::lives },
     Measurement { name: "recording", about: "whole lives, recorded and not", run: trace::recording },
     Measurement { name: "replay", about: "a trace through the real actors", run: trace::replaying },
     Measurement { name: "recovery", about: "1,000 sandboxes back from their ledgers", run: recovery::run },
+    Measurement { name: "memory", about: "what an idle sandbox keeps", run: memory::run },
     Measurement { name: "network", about: "a pod's network beside the system calls alone", run: network::run },
+    Measurement { name: "bind", about: "one bind mount beside the system calls alone", run: bind::run },
     Measurement { name: "kernel", about: "whole lives on the real kernel, one and many at once", run: kernel::run },
     Measurement {
         name: "alive",
