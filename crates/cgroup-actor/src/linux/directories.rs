@@ -166,8 +166,13 @@ fn remove_one(path: &Path, inode: Option<u64>, is_parent: bool) -> PortResult<Re
     if !is_same && is_parent {
         return Ok(Removal::Left);
     }
-    let is_group = FileType::from_raw_mode(facts.st_mode) == FileType::Directory
-        && statfs(path).is_ok_and(|fs| CGROUP_MAGICS.contains(&fs.f_type));
+    let is_on_cgroups = match statfs(path) {
+        Ok(fs) => CGROUP_MAGICS.contains(&fs.f_type),
+        // Another sandbox has taken away the parent that both had, just now.
+        Err(Errno::NOENT) => return Ok(Removal::Absent),
+        Err(_) => false,
+    };
+    let is_group = is_on_cgroups && FileType::from_raw_mode(facts.st_mode) == FileType::Directory;
     if !is_same || !is_group {
         let cause = "it is not the group that was made here";
         return Err(PortError::new(ErrorKind::Foreign, "rmdir", path.display().to_string(), cause));
