@@ -118,13 +118,14 @@ impl Parts {
             bell: RefCell::new(Some(bell)),
             vm_exit: vm_exit.clone(),
             vm_is_watched: Cell::new(false),
+            daemons_are_known: watch::Sender::new(false),
             haste: Cell::new(false),
         };
-        let (dump, shared) = (dump(&crew, seen.clone()), crew.share.published());
+        let (dump, helpers) = (dump(&crew, seen.clone()), bells::Helpers::of(&crew));
         let supervisor = Supervisor::new(crew, state, failure, facts);
         let supervisor = bare.spawn(supervisor, ActorName::Supervisor, cause);
         if self.rings {
-            tokio::task::spawn_local(bells::daemon(supervisor.clone(), shared, vm_exit.clone()));
+            tokio::task::spawn_local(bells::daemon(supervisor.clone(), helpers, vm_exit.clone()));
             tokio::task::spawn_local(bells::vm(supervisor.clone(), vm_exit));
         }
         let (agent, config) = (bare.agent.clone(), bare.config.clone());

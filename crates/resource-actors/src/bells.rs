@@ -8,7 +8,7 @@ use sandbox_model::Instant;
 use sharefs_actor::{Daemon, ShareFsActor};
 use tokio::sync::watch;
 
-use crate::supervisor::{DaemonEnded, Published, Supervisor, VmExited};
+use crate::supervisor::{Crew, DaemonEnded, Published, Supervisor, VmExited};
 
 /// A virtiofsd ends when its VMM does, and may be seen to end first: then it is no news of its own.
 const VMM_GRACE: Duration = Duration::from_secs(1);
@@ -24,39 +24,46 @@ pub(crate) async fn vm(supervisor: Address<Supervisor>, mut exit: Exit) {
     }
 }
 
-/// Tells that the daemon of the shared directory has ended. Lives as long as the VM, or until the
-/// sandbox is released.
-pub(crate) async fn daemon(supervisor: Address<Supervisor>, share: Published<ShareFsActor>, exit: Exit) {
-    let mut vm_exit = exit.clone();
-    let exit = tokio::select! {
-        biased;
-        _ = vm_exit.wait_for(Option::is_some) => return,
-        exit = end_of_daemon(share) => exit,
-    };
-    let Some(exit) = exit else { return };
-    if tokio::time::timeout(VMM_GRACE, vm_exit.wait_for(Option::is_some)).await.is_err() {
-        let _ = supervisor.ask(DaemonEnded { exit }, hour()).await;
-    }
+/// Where the daemon is found that a VM needs.
+pub(crate) struct Helpers {
+    daemons_are_known: watch::Receiver<bool>,
+    share: Published<ShareFsActor>,
 }
 
-/// How the daemon ended by itself; none if there will be no daemon that can be waited for.
-async fn end_of_daemon(mut share: Published<ShareFsActor>) -> Option<String> {
-    loop {
-        let mut published = share.borrow_and_update().clone();
-        let found = tokio::select! {
-            biased;
-            _ = share.changed() => continue,
-            found = published.wait_for(|now| now.daemon.is_some()) => found.ok()?.daemon.clone()?,
-        };
+impl Helpers {
+    pub(crate) fn of(crew: &Crew) -> Self {
+        Self { daemons_are_known: crew.daemons_are_known.subscribe(), share: crew.share.published() }
+    }
+
+    /// How the daemon ended by itself; none if there is none that can be waited for.
+    async fn end_of_daemon(mut self) -> Option<String> {
+        self.daemons_are_known.wait_for(|known| *known).await.ok()?;
+        let found = self.daemon()?;
         let helper = found.handle.get()?.clone();
         let exit = helper.wait().await;
         // One that its owner has ended, and forgotten, has not ended by itself.
-        let is_still = |daemon: &Option<Daemon>| daemon.as_ref().is_some_and(|now| now.process == found.process);
-        if is_still(&published.borrow().daemon) {
-            let (pid, words) = (found.process.pid, helper.last_words());
-            let said = if words.is_empty() { String::new() } else { format!("; it said: {words}") };
-            return Some(format!("pid {pid}, {exit}{said}"));
-        }
+        self.daemon().filter(|now| now.process == found.process)?;
+        let (pid, words) = (found.process.pid, helper.last_words());
+        let said = if words.is_empty() { String::new() } else { format!("; it said: {words}") };
+        Some(format!("pid {pid}, {exit}{said}"))
+    }
+
+    fn daemon(&self) -> Option<Daemon> {
+        self.share.borrow().borrow().daemon.clone()
+    }
+}
+
+/// Tells that the daemon of the shared directory has ended. Lives as long as the VM, or until the
+/// sandbox is released.
+pub(crate) async fn daemon(supervisor: Address<Supervisor>, helpers: Helpers, mut vm_exit: Exit) {
+    let ended = tokio::select! {
+        biased;
+        _ = vm_exit.wait_for(Option::is_some) => return,
+        ended = helpers.end_of_daemon() => ended,
+    };
+    let Some(exit) = ended else { return };
+    if tokio::time::timeout(VMM_GRACE, vm_exit.wait_for(Option::is_some)).await.is_err() {
+        let _ = supervisor.ask(DaemonEnded { exit }, hour()).await;
     }
 }
 

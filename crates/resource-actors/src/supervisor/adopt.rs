@@ -70,6 +70,7 @@ impl Step for Adopt {
             crew.waits_for(STEP, "what its actors find");
             let leaving = Leaving::new(committed, open.as_ref());
             let found = crew.adopt_resources(&facts, &vm, &leaving, &call).await?;
+            crew.daemons_are_known.send_replace(true);
             facts.vm = Some(vm.vm);
             crew.waits_for(STEP, "the undo of the step that was cut off");
             let undone = crew.undo_unfinished(&leaving, &found.orphans).await;

@@ -130,6 +130,8 @@ pub(crate) struct Crew {
     pub(crate) bell: RefCell<Option<watch::Sender<Option<VmExit>>>>,
     pub(crate) vm_exit: watch::Receiver<Option<VmExit>>,
     pub(crate) vm_is_watched: Cell<bool>,
+    /// Whether the VM runs and its daemons are known.
+    pub(crate) daemons_are_known: watch::Sender<bool>,
     /// Whether the last clean-up was asked to be one at once.
     pub(crate) haste: Cell<bool>,
 }

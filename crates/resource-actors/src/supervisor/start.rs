@@ -267,6 +267,7 @@ impl Step for StartVm {
             crew.waits_for("StartVm", "the VMM's process");
             let vm = start_paused(&crew, spec, call.deadline).await?;
             crew.watch_vm();
+            crew.daemons_are_known.send_replace(true);
             if facts.has_share {
                 // A virtiofsd locks itself in when the VMM talks to it for the first time, not before.
                 crew.share.ask("check that virtiofsd has locked itself in", VerifyShare {}, &call).await?;
