@@ -49,6 +49,8 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Debug, Clone)]
 struct Model {
     state: LifecycleState,
+    /// Whether it was ever prepared: a stop keeps what that made, and makes nothing.
+    is_up: bool,
     rootfs: BTreeSet<u8>,
     /// Who holds a shared directory.
     shares: BTreeMap<u8, BTreeSet<u8>>,
@@ -63,7 +65,7 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let (rootfs, shares, disks, joined) = Default::default();
-        Self { state: LifecycleState::Created, rootfs, shares, disks, joined, vcpus: 1 }
+        Self { state: LifecycleState::Created, is_up: false, rootfs, shares, disks, joined, vcpus: 1 }
     }
 
     /// Whether the request is granted, and what it makes of the sandbox.
@@ -87,7 +89,7 @@ impl Model {
             return false;
         }
         match op {
-            Op::Prepare => self.state = Prepared,
+            Op::Prepare => (self.state, self.is_up) = (Prepared, true),
             Op::Start => self.state = Started,
             Op::SetUp => self.state = Running,
             Op::Rootfs(c) => drop(self.rootfs.insert(c)),
@@ -117,15 +119,11 @@ impl Model {
         matches!(self.state, LifecycleState::Started | LifecycleState::Running)
     }
 
-    fn is_up(&self) -> bool {
-        !matches!(self.state, LifecycleState::Created | LifecycleState::Released)
-    }
-
     /// Mounts, disks of the VM, processes.
     fn counts(&self) -> (usize, usize, usize) {
-        let mounts = usize::from(self.is_up()) + self.rootfs.len() + self.shares.len();
+        let mounts = usize::from(self.is_up) + self.rootfs.len() + self.shares.len();
         let disks = if self.has_vm() { self.disks.len() } else { 0 };
-        let helpers = if self.is_up() { 2 } else { 0 };
+        let helpers = if self.is_up { 2 } else { 0 };
         (mounts, disks, helpers + usize::from(self.has_vm()))
     }
 }
