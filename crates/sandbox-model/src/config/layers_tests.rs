@@ -151,7 +151,7 @@ fn every_key_takes_the_ends_of_its_range() {
             Kind::BindMounts => vec![toml::Value::Array(vec!["/a:rw".into()])],
             Kind::KernelParams | Kind::File | Kind::OptionalFile | Kind::Program => vec!["/a".into()],
             Kind::Word => vec!["q35".into()],
-            Kind::PciAddresses => vec![toml::Value::Array(vec!["0000:3B:00.1".into()])],
+            Kind::PciAddresses => vec![toml::Value::Array(vec!["0000:3b:00.1".into()])],
         };
         for end in ends {
             let mut config = SandboxConfig::default();

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use guest_agent::{CreateContainer, GuestAgent, ProcessRef, ResizeTerminal, SignalProcess};
 use resource_actors::SandboxHandle;
+use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::request::{DevicesRequest, ResourceUpdate, RootfsRequest, RootfsSource, VolumesRequest};
 use sandbox_model::{ContainerId, Instant, PortError, Secret};
 
-use super::failures::{from_agent, from_library};
+use super::failures::{from_agent, from_library, from_sandbox};
 use super::signals::{Forward, Forwarded};
 use super::stdio::{Stream, feed, forever, pump};
 use super::{Job, plan};
@@ -141,7 +142,10 @@ impl Container<'_> {
         let input = tokio::spawn(feed(agent.clone(), process.clone()));
         let code = tokio::select! {
             biased;
-            code = agent.wait_process(process.clone(), forever()) => code,
+            code = agent.wait_process(process.clone(), forever()) => {
+                code.map_err(|error| self.in_guest("waiting for the container", &error))
+            }
+            why = self.failure() => Err(from_sandbox(&self.job.id, &why)),
             never = forward(running, has_terminal) => match never {},
         };
         let drained = async {
@@ -154,7 +158,17 @@ impl Container<'_> {
             tracing::warn!("some output of the container may be lost: its end did not come");
         }
         input.abort();
-        code.map_err(|error| self.in_guest("waiting for the container", &error))
+        code
+    }
+
+    /// Why the sandbox has failed, once it has: what its container needs may be gone while that waits.
+    async fn failure(&self) -> String {
+        let mut status = self.sandbox.watch();
+        let failed = status.wait_for(|now| now.state == LifecycleState::Failed).await;
+        match failed.map(|now| now.failure.clone()) {
+            Ok(why) => why.unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
     }
 
     fn deadline(&self) -> Instant {

@@ -26,6 +26,16 @@ pub(super) fn from_agent(id: &SandboxId, doing: &str, error: &PortError) -> Fail
     Failure::early(Code::PORT, what, error, "sandboxctl run --trace FILE …   # records every call")
 }
 
+/// A sandbox that failed by itself, for this reason.
+pub(super) fn from_sandbox(id: &SandboxId, why: &str) -> Failure {
+    Failure::early(
+        Code::PORT,
+        format!("sandbox {id} failed"),
+        why,
+        "sandboxctl run --trace FILE …   # records every call",
+    )
+}
+
 /// `undone 7 of 7`.
 pub(super) fn undone(report: &UndoReport) -> String {
     let (all, left) = (report.items.len(), report.failed().count());
