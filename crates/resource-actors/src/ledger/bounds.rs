@@ -19,6 +19,8 @@ use super::Violation;
 
 /// Bytes of an interface's name, without the byte that ends it (`IFNAMSIZ` of linux/if.h).
 const LINK_NAME_BYTES_MAX: usize = 15;
+/// Bytes of a driver's name, which is a directory of sysfs.
+const DRIVER_NAME_BYTES_MAX: usize = 64;
 /// Directories of one cgroup: a hierarchy for each controller, and the joint parents.
 const CGROUP_DIRECTORIES_MAX: usize = 128;
 
@@ -57,14 +59,15 @@ impl Bounds {
             }
             HostObject::Mount { target, .. } => self.is_below(target),
             HostObject::Tap { namespace, name, alias } => {
-                is_plain(namespace) && is_link_name(name) && *alias == self.alias
+                is_plain(namespace) && is_name(name, LINK_NAME_BYTES_MAX) && *alias == self.alias
             }
-            HostObject::IngressQdisc { namespace, link } => is_plain(namespace) && is_link_name(link),
+            HostObject::IngressQdisc { namespace, link } => is_plain(namespace) && is_name(link, LINK_NAME_BYTES_MAX),
             HostObject::Cgroup { paths } => {
                 paths.len() <= CGROUP_DIRECTORIES_MAX && paths.iter().all(|path| is_plain(path))
             }
             HostObject::VfioBinding { bdf, original_driver } => {
-                is_pci_address(bdf) && original_driver.as_deref().is_none_or(is_driver_name)
+                is_pci_address(bdf)
+                    && original_driver.as_deref().is_none_or(|name| is_name(name, DRIVER_NAME_BYTES_MAX))
             }
             HostObject::Process { .. }
             | HostObject::VmDevice { .. }
@@ -166,15 +169,10 @@ fn is_written_plainly(path: &Path) -> bool {
     !bytes.contains(&0) && bytes.split(|byte| *byte == b'/').all(|name| !matches!(name, b"" | b"." | b".."))
 }
 
-fn is_link_name(name: &str) -> bool {
+/// One name in a directory such as `/sys/bus/pci/drivers`, and no way out of it.
+fn is_name(name: &str, bytes_max: usize) -> bool {
     let is_word = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-    (1..=LINK_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_word) && name != "." && name != ".."
-}
-
-/// A name below `/sys/bus/pci/drivers`, and no way out of it.
-fn is_driver_name(name: &str) -> bool {
-    let is_word = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-    (1..=64).contains(&name.len()) && name.bytes().all(is_word) && name != "." && name != ".."
+    (1..=bytes_max).contains(&name.len()) && name.bytes().all(is_word) && name != "." && name != ".."
 }
 
 #[cfg(test)]

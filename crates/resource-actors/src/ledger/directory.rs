@@ -16,8 +16,8 @@ use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::file::{self, rewritten};
-use super::files::replace;
+use super::file;
+use super::files::{new_of, replace};
 use super::own;
 use super::{Bounds, DIRECTORY_ENTRY, SandboxStore};
 use crate::supervisor::{Progress, SAVED_VERSION, SavedSandbox};
@@ -98,7 +98,7 @@ impl SandboxStore for DirectoryStore {
 
     fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()> {
         let path = self.dir(sandbox).saved();
-        replace(&path, &written(&path, &progress)?)
+        replace(&path, &written(&path, &progress)?).map(drop)
     }
 
     fn load(&self, sandbox: &SandboxId) -> PortResult<SavedSandbox> {
@@ -191,8 +191,7 @@ fn strangers(dir: &SandboxDir) -> PortResult<Vec<String>> {
 /// The ledger is the last: as long as it is there, a later clean-up finds the sandbox.
 fn own_files(dir: &SandboxDir) -> [PathBuf; 6] {
     let (spec, saved, ledger) = (dir.spec(), dir.saved(), dir.ledger());
-    let new = |path: &Path| path.with_extension("json.new");
-    [new(&saved), saved, new(&spec), spec, rewritten(&ledger), ledger]
+    [new_of(&saved), saved, new_of(&spec), spec, new_of(&ledger), ledger]
 }
 
 fn remove_own(dir: &SandboxDir) -> PortResult<()> {

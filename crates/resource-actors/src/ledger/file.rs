@@ -1,6 +1,6 @@
 //! The file of a ledger: one line for each record, in one `write(2)`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,11 @@ use std::path::{Path, PathBuf};
 use sandbox_model::ledger::Record;
 use sandbox_model::{ErrorKind, PortError, PortResult};
 
+use super::files::replace;
 use super::{Bounds, LineLedger, Lines, own, read};
 
 /// The largest file that is read. It is never written so large: what a sandbox may have fits.
 const BYTES_MAX: u64 = 64 << 20;
-
-/// The file into which a ledger is rewritten.
-pub(super) fn rewritten(path: &Path) -> PathBuf {
-    path.with_extension("jsonl.new")
-}
 
 /// Lines in a file.
 #[derive(Debug)]
@@ -68,24 +64,16 @@ impl Lines for LedgerFile {
         Ok(())
     }
 
-    /// A crash leaves the old file or the new one.
     fn replace(&mut self, text: &str) -> PortResult<()> {
-        let new = rewritten(&self.path);
-        let refused = |operation, error| failed(operation, &self.path, error);
-        // What a crash amid this has left.
-        let _ = fs::remove_file(&new);
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create_new(true).mode(0o600).custom_flags(own::NOFOLLOW).open(&new);
-        let mut file = file.map_err(|error| refused("open", error))?;
-        file.write_all(text.as_bytes()).map_err(|error| refused("write", error))?;
-        fs::rename(&new, &self.path).map_err(|error| refused("rename", error))?;
-        (self.file, self.whole) = (file, text.len() as u64);
+        (self.file, self.whole) = (replace(&self.path, text.as_bytes())?, text.len() as u64);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use sandbox_model::SandboxId;
     use sandbox_model::ledger::{EntryId, HostObject, Identity, Ledger, Scope};
     use sandbox_model::lifecycle::ActorName;

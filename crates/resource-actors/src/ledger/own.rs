@@ -8,12 +8,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use sandbox_model::{ErrorKind, PortError, PortResult};
-
-/// `O_NOFOLLOW` of Linux on x86-64 and most others (asm-generic/fcntl.h).
-pub(super) const NOFOLLOW: i32 = 0o400_000;
-/// `O_NONBLOCK`, so that a FIFO in a file's place does not hold us up.
-const NONBLOCK: i32 = 0o4_000;
 
 /// Refuses a directory that is not ours, or that others may enter.
 pub(super) fn directory(path: &Path) -> PortResult<()> {
@@ -27,8 +23,10 @@ pub(super) fn directory(path: &Path) -> PortResult<()> {
 /// # Errors
 /// `Denied`: others could have written it, or could still.
 pub(super) fn open(path: &Path, grows: bool) -> PortResult<File> {
+    // A FIFO in the file's place does not hold us up.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let mut options = fs::OpenOptions::new();
-    let file = options.read(true).append(grows).create(grows).mode(0o600).custom_flags(NOFOLLOW | NONBLOCK).open(path);
+    let file = options.read(true).append(grows).create(grows).mode(0o600).custom_flags(flags.bits()).open(path);
     let file = file.map_err(|error| failed("open", path, error))?;
     let found = file.metadata().map_err(|error| failed("fstat", path, error))?;
     let wrong = if !found.is_file() {

@@ -18,6 +18,8 @@ use crate::output::{Code, Failure};
 
 /// Output that is still under way when its process has ended gets so long.
 const DRAIN: Duration = Duration::from_secs(2);
+/// What goes on in a sandbox that has failed gets so long to say why.
+const LAST_WORD: Duration = Duration::from_secs(2);
 const SIGKILL: u32 = 9;
 
 /// Whether there is a process in the guest that a signal could reach.
@@ -69,8 +71,23 @@ pub(super) struct Container<'a> {
 }
 
 impl Container<'_> {
-    /// Runs it to its end: its exit code.
+    /// Runs it to its end, or to that of its sandbox: its exit code.
+    ///
+    /// In a sandbox that has failed a guest may hang on what is gone, and with it every call to it.
     pub(super) async fn run(&self, life: &Life) -> Result<i32, Failure> {
+        let lived = self.live(life);
+        tokio::pin!(lived);
+        let why = tokio::select! {
+            biased;
+            done = &mut lived => return done,
+            why = self.failure() => why,
+        };
+        // Who is at something knows more of it than the sandbox does, if it hears.
+        let last = tokio::time::timeout(LAST_WORD, lived).await;
+        last.unwrap_or_else(|_| Err(from_sandbox(&self.job.id, &why)))
+    }
+
+    async fn live(&self, life: &Life) -> Result<i32, Failure> {
         let agent = self.sandbox.agent();
         let id = ContainerId::new(self.job.id.as_str())
             .map_err(|error| Failure::early(Code::INVALID_ID, "cannot name the container", error, "--id NAME"))?;
@@ -142,10 +159,7 @@ impl Container<'_> {
         let input = tokio::spawn(feed(agent.clone(), process.clone()));
         let code = tokio::select! {
             biased;
-            code = agent.wait_process(process.clone(), forever()) => {
-                code.map_err(|error| self.in_guest("waiting for the container", &error))
-            }
-            why = self.failure() => Err(from_sandbox(&self.job.id, &why)),
+            code = agent.wait_process(process.clone(), forever()) => code,
             never = forward(running, has_terminal) => match never {},
         };
         let drained = async {
@@ -158,10 +172,10 @@ impl Container<'_> {
             tracing::warn!("some output of the container may be lost: its end did not come");
         }
         input.abort();
-        code
+        code.map_err(|error| self.in_guest("waiting for the container", &error))
     }
 
-    /// Why the sandbox has failed, once it has: what its container needs may be gone while that waits.
+    /// Why the sandbox has failed, once it has.
     async fn failure(&self) -> String {
         let mut status = self.sandbox.watch();
         let failed = status.wait_for(|now| now.state == LifecycleState::Failed).await;
