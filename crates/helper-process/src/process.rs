@@ -68,7 +68,7 @@ impl HelperProcess {
     /// looked. A caller that may be dropped waits for it `actor_shell::to_its_end`.
     ///
     /// # Errors
-    /// `exec PROGRAM: CAUSE`. Nothing runs then.
+    /// `exec PROGRAM: CAUSE`. Nothing runs then. Doubtful if it has run for a moment.
     pub async fn spawn(spec: HelperSpec) -> PortResult<Self> {
         let program = spec.program.display().to_string();
         let lost = |cause: String| PortError::new(ErrorKind::Refused, "exec", program.clone(), cause);
@@ -79,10 +79,10 @@ impl HelperProcess {
             match hold(child.id() as i32) {
                 Ok(held) => Ok((child.stderr.take(), held)),
                 Err(error) => {
-                    // An error says that nothing runs.
+                    // Nothing runs, but it has run: what it has made by now, an undo must look for.
                     let _ = child.kill();
                     let _ = child.wait();
-                    Err(error)
+                    Err(error.doubtful())
                 }
             }
         });
