@@ -290,6 +290,15 @@ async fn killed_virtiofsd_fails_the_sandbox_and_cleanup_releases_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn killed_vsock_daemon_fails_the_sandbox_and_cleanup_releases_it() {
+    let daemon = |sandbox: &SandboxHandle| {
+        let pid = sandbox.dump()["device"]["vsock_daemon"]["process"]["pid"].as_i64();
+        i32::try_from(pid.expect("the daemon runs: the test's machine has no vsock of the kernel's")).expect("a pid")
+    };
+    killed("kill-vsock", daemon, "vhost-device-vsock ended by itself").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_real_trace_replays() {
     let (sink, heard) = ChannelSink::new();
     let Some(lab) = Lab::open("told", Some(sink.clone())) else { return };

@@ -166,7 +166,7 @@ fn a_device_that_hangs_is_doubtful_until_an_undo_has_asked_the_vmm() {
 }
 
 fn brief(free_slots: usize, doubtful: usize) -> device_actor::DevicesInBrief {
-    device_actor::DevicesInBrief { free_slots, slots: 30, doubtful }
+    device_actor::DevicesInBrief { free_slots, slots: 30, doubtful, vsock_daemon: None }
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl Parts {
         let supervisor = Supervisor::new(crew, state, failure, facts);
         let supervisor = bare.spawn(supervisor, ActorName::Supervisor, cause);
         if self.rings {
-            tokio::task::spawn_local(bells::daemon(supervisor.clone(), helpers, vm_exit.clone()));
+            tokio::task::spawn_local(bells::daemons(supervisor.clone(), helpers, vm_exit.clone()));
             tokio::task::spawn_local(bells::vm(supervisor.clone(), vm_exit));
         }
         let (agent, config) = (bare.agent.clone(), bare.config.clone());

@@ -105,8 +105,7 @@ fn helpers(known: &Known, names: [&'static str; 3]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for (stage, record) in &known.stages {
         for name in names {
-            let unnoticed = if name == "virtiofsd" { 500_000 } else { UNNOTICED_US };
-            for (signal, fault, patience) in [(SIGKILL, "killed", unnoticed), (SIGSTOP, "stopped", 500_000)] {
+            for (signal, fault, patience) in [(SIGKILL, "killed", UNNOTICED_US), (SIGSTOP, "stopped", 500_000)] {
                 let (record, stage) = (*record, *stage);
                 let plan = move |world: &World| {
                     let first = strike(When::Lines(trace(), record), signal, Some(name));
@@ -179,11 +178,7 @@ fn judge(trial: &Trial, outcome: &Outcome) -> Option<String> {
     if told.contains("panicked at") {
         return Some(format!("panicked: {outcome:#?}"));
     }
-    // Without virtiofsd the sandbox fails, but `run` may be in a call to a guest that hangs on its files. And
-    // whoever waits for a guest to boot cannot tell a dead vsock daemon from a slow one.
-    let is_booting = ["started:vhost-device", "started:fake-vsock"].contains(&trial.site.as_str());
-    let is_silent = trial.site.ends_with("virtiofsd") || is_booting;
-    if trial.fault == "killed" && !is_silent && outcome.struck.first() == Some(&true) {
+    if trial.fault == "killed" && outcome.struck.first() == Some(&true) {
         // The helper's death, not the signal that comes if it stays unnoticed.
         let is_noticed =
             outcome.struck.len() == 1 && outcome.run.code.is_some_and(|code| code != 0) && told.contains("error[");

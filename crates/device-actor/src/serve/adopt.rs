@@ -7,7 +7,7 @@ use sandbox_model::Instant;
 use sandbox_model::adopt::{AdoptError, Confirmed};
 use sandbox_model::ledger::{Entry, HostObject, Identity};
 
-use super::{Clients, DeviceActor, tag};
+use super::{Clients, Daemon, DeviceActor, tag};
 use crate::host::{AdoptDaemon, VfioName};
 use crate::messages::AdoptDevices;
 use crate::rebuild::{Rebuilt, rebuild};
@@ -15,7 +15,7 @@ use crate::vfio::VFIO_DRIVER;
 
 impl Serve<AdoptDevices> for DeviceActor {
     type Ticket = Vec<Entry>;
-    type Outcome = Result<Rebuilt, AdoptError>;
+    type Outcome = Result<(Rebuilt, Option<Daemon>), AdoptError>;
 
     fn plan(&mut self, request: AdoptDevices, _: &Call) -> Plan<Vec<Entry>, Result<Confirmed, AdoptError>> {
         Plan::Perform(request.entries)
@@ -27,32 +27,38 @@ impl Serve<AdoptDevices> for DeviceActor {
         Box::pin(async move {
             let present = clients.vmm.query_devices((), deadline).await?;
             let mut rebuilt = rebuild(bridges, clients.first_bridge_slot, &entries, &present)?;
-            rebuilt.confirmed += clients.confirm(&entries, deadline).await?;
-            Ok(rebuilt)
+            let mut daemon = None;
+            rebuilt.confirmed += clients.confirm(&entries, &mut daemon, deadline).await?;
+            Ok((rebuilt, daemon))
         })
     }
 
     fn settle(&mut self, _: Vec<Entry>, done: Completion<Self::Outcome>) -> Result<Confirmed, AdoptError> {
-        let rebuilt = match done {
+        let (rebuilt, daemon) = match done {
             Completion::Finished(result) => result?,
             Completion::DeadlinePassed => return Err(AdoptError::DeadlinePassed),
             Completion::Interrupted => return Err(AdoptError::Interrupted),
         };
-        self.table = Rc::new(rebuilt.table);
+        (self.table, self.daemon) = (Rc::new(rebuilt.table), daemon);
         Ok(Confirmed { objects: rebuilt.confirmed, orphans: rebuilt.orphans })
     }
 }
 
 impl Clients {
-    /// Asks the host for what is not the VMM's to know. What only the intent is known of is not asked
+    /// Asks the host for what is not the VMM's to know, and takes hold of the vsock daemon. What only the intent is known of is not asked
     /// for: it belongs to a step that was cut off.
-    async fn confirm(&self, entries: &[Entry], deadline: Instant) -> Result<usize, AdoptError> {
+    async fn confirm(
+        &self,
+        entries: &[Entry],
+        daemon: &mut Option<Daemon>,
+        deadline: Instant,
+    ) -> Result<usize, AdoptError> {
         let (mut confirmed, mut lost) = (0, Vec::new());
         for entry in entries {
             let is_there = match (&entry.object, &entry.identity) {
                 (HostObject::Process { .. }, Some(Identity::Process(process))) => {
                     let adopt = AdoptDaemon { process: *process, tag: tag(&self.sandbox, entry.id) };
-                    self.host.adopt_daemon(adopt, deadline).await?;
+                    *daemon = Some((entry.id, self.host.adopt_daemon(adopt, deadline).await?));
                     true
                 }
                 (HostObject::VfioBinding { bdf, .. }, Some(_)) => {

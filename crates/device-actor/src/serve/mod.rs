@@ -18,7 +18,7 @@ use hypervisor::Hypervisor;
 use sandbox_model::ledger::{EntryId, HostObject, Journal};
 use sandbox_model::{DeviceId, Instant, SandboxId};
 
-use crate::host::DeviceHost;
+use crate::host::{DeviceHost, StartedDaemon};
 use crate::messages::DeviceError;
 use crate::table::{DeviceTable, Draft};
 
@@ -26,12 +26,17 @@ use crate::table::{DeviceTable, Draft};
 /// arrives instead of a bare "deadline passed".
 const GRACE: Duration = Duration::from_millis(250);
 
-/// The actor's state: the table. Everything else is a way to reach the world.
+/// The actor's state: the table, and the daemon behind the vsock. Everything else is a way to reach the
+/// world.
 #[derive(Debug)]
 pub struct DeviceActor {
     table: Rc<DeviceTable>,
+    daemon: Option<Daemon>,
     clients: Clients,
 }
+
+/// A vsock daemon, with its entry in the ledger.
+type Daemon = (EntryId, StartedDaemon);
 
 /// The ways to reach the world; cheap to clone.
 #[derive(Debug, Clone)]
@@ -45,7 +50,7 @@ struct Clients {
 }
 
 /// What others see of the devices without asking.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct DevicesInBrief {
     /// Slots that are free.
     pub free_slots: usize,
@@ -53,6 +58,8 @@ pub struct DevicesInBrief {
     pub slots: usize,
     /// Devices of which only a query can tell.
     pub doubtful: usize,
+    /// The vsock daemon, if there is one. Its `handle` can be waited on by whoever wants to hear of its end.
+    pub vsock_daemon: Option<StartedDaemon>,
 }
 
 impl DeviceActor {
@@ -76,7 +83,7 @@ impl DeviceActor {
             .collect();
         let table = Rc::new(DeviceTable::new(bridges, &named));
         let vfio_devices = Rc::default();
-        Self { table, clients: Clients { journal, vmm, host, sandbox, first_bridge_slot, vfio_devices } }
+        Self { table, daemon: None, clients: Clients { journal, vmm, host, sandbox, first_bridge_slot, vfio_devices } }
     }
 
     /// The PCI functions, `DDDD:BB:DD.F`, that this VM may be given: none, unless they are named here.
@@ -109,7 +116,12 @@ impl Domain for DeviceActor {
 
     fn publish(&mut self, snapshot: &mut DevicesInBrief) {
         let slots = self.table.slots();
-        *snapshot = DevicesInBrief { free_slots: slots.free(), slots: slots.total(), doubtful: self.table.doubtful() };
+        *snapshot = DevicesInBrief {
+            free_slots: slots.free(),
+            slots: slots.total(),
+            doubtful: self.table.doubtful(),
+            vsock_daemon: self.daemon.as_ref().map(|(_, daemon)| daemon.clone()),
+        };
     }
 
     fn grace(&self) -> Duration {

@@ -47,6 +47,8 @@ impl Serve<UndoDevices> for DeviceActor {
             let error = PortError::timed_out("undo", entry.object.to_string(), "its turn did not come");
             report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result: Err(error) });
         }
+        let is_undone = |entry| report.items.iter().any(|item| item.entry == entry && item.result.is_ok());
+        self.daemon.take_if(|(entry, _)| is_undone(*entry));
         report
     }
 }

@@ -101,9 +101,12 @@ pub struct VmExited {
     pub exit: VmExit,
 }
 
-/// Tells that the daemon of the shared directory has ended by itself.
+/// Tells that a daemon that the VM needs has ended by itself: that of its shared directory, or of its
+/// vsock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonEnded {
+    /// Which.
+    pub program: String,
     /// How, in words.
     pub exit: String,
 }

@@ -352,7 +352,7 @@ impl Serve<DaemonEnded> for Supervisor {
 
     fn plan(&mut self, request: DaemonEnded, _: &Call) -> Plan<(), ()> {
         if matches!(self.state, LifecycleState::Started | LifecycleState::Running) {
-            self.fail(format!("virtiofsd ended by itself: {}", request.exit));
+            self.fail(format!("{} ended by itself: {}", request.program, request.exit));
         }
         Plan::Answer(())
     }
