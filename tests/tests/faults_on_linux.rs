@@ -24,23 +24,23 @@ fn check(report: &Report) {
 #[test]
 fn calls_that_fail_and_crashes_leave_nothing() {
     let Some(programs) = Programs::or_skip(Programs::stand_ins()) else { return };
-    check(&host::run(&programs, &host::LIVES, sample(30)).unwrap());
+    check(&host::run(&programs, &host::LIVES, &sample(30)).unwrap());
 }
 
 #[test]
 fn system_calls_that_fail_leave_nothing() {
     let Some(programs) = Programs::or_skip(Programs::stand_ins()) else { return };
-    check(&syscalls::run(&programs, sample(25)).unwrap());
+    check(&syscalls::run(&programs, &sample(25)).unwrap());
 }
 
 #[test]
 fn whoever_is_killed_hangs_or_is_told_to_end_leaves_nothing() {
     let Some(programs) = Programs::or_skip(Programs::stand_ins()) else { return };
-    check(&machine::run_with_stand_ins(&programs, sample(20)).unwrap());
+    check(&machine::run_with_stand_ins(&programs, &sample(20)).unwrap());
 }
 
 #[test]
 fn a_real_vm_that_is_left_alone_or_killed_leaves_nothing() {
     let Some(programs) = Programs::or_skip(Programs::real()) else { return };
-    check(&machine::run(&programs, sample(30)).unwrap());
+    check(&machine::run(&programs, &sample(30)).unwrap());
 }

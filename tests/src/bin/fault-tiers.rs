@@ -1,6 +1,6 @@
-//! Runs a tier of the fault proof: `fault-tiers H|K|V [--quick | --seconds N] [--seed N]`. Without a
-//! limit of time it runs all of it; a seed draws what is run within one. Ends with 1 if anything is left
-//! behind.
+//! Runs a tier of the fault proof: `fault-tiers H|K|V [--quick | --seconds N] [--seed N] | [--named TEXT]`.
+//! Without a limit of time it runs all of it; a seed draws what is run within one. `--named` runs what has
+//! the text in its place or fault, as a failure prints them. Ends with 1 if anything is left behind.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,15 +21,20 @@ fn main() -> Result<ExitCode> {
     let quick = words.iter().any(|word| word == "--quick").then_some(QUICK);
     let budget = number("--seconds")?.map(Duration::from_secs).or(quick);
     let seed = number("--seed")?.unwrap_or(1);
-    let extent = budget.map_or(Extent::Full, |budget| Extent::Sample { seed, budget });
+    let named = words.iter().position(|word| word == "--named").and_then(|at| words.get(at + 1));
+    let extent = match (named, budget) {
+        (Some(part), _) => Extent::Named(part.clone()),
+        (None, Some(budget)) => Extent::Sample { seed, budget },
+        (None, None) => Extent::Full,
+    };
     let reports = match words.first().map(String::as_str) {
-        Some("H") => vec![host::run(&Programs::stand_ins()?, &host::LIVES, extent)?],
-        Some("K") => vec![syscalls::run(&Programs::stand_ins()?, extent)?],
+        Some("H") => vec![host::run(&Programs::stand_ins()?, &host::LIVES, &extent)?],
+        Some("K") => vec![syscalls::run(&Programs::stand_ins()?, &extent)?],
         Some("V") => vec![
-            machine::run_with_stand_ins(&Programs::stand_ins()?, extent)?,
-            machine::run(&Programs::real()?, extent)?,
+            machine::run_with_stand_ins(&Programs::stand_ins()?, &extent)?,
+            machine::run(&Programs::real()?, &extent)?,
         ],
-        _ => bail!("usage: fault-tiers H|K|V [--quick | --seconds N] [--seed N]"),
+        _ => bail!("usage: fault-tiers H|K|V [--quick | --seconds N] [--seed N] | [--named TEXT]"),
     };
     if let Extent::Sample { seed, .. } = extent {
         println!("a sample, by seed {seed}");

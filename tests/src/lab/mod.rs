@@ -195,6 +195,7 @@ impl Drop for Lab {
         if self.jobs.take().is_some() {
             // Its first process ends with its input, and the namespaces with it.
             let _ = self.process.wait();
+            snapshot::remove_cgroups(&self.world.name);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,7 @@ pub type Snapshot = BTreeSet<String>;
 
 /// Directories whose files are looked at, with what is below them but not on other mounts' devices.
 const PLACES: [&str; 3] = ["/run", "/dev/shm", "/tmp/resource-actors"];
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// Files up to so many bytes are compared by content.
 const CONTENT_MAX: u64 = 64 * 1024;
 
@@ -35,7 +36,8 @@ pub(super) fn take(name: &str, namespaces: &[&str]) -> Result<Snapshot> {
     for place in PLACES {
         files(Path::new(place), &mut found);
     }
-    cgroups(Path::new("/sys/fs/cgroup"), name, &mut found);
+    let groups = cgroups(Path::new(CGROUPS), name);
+    found.extend(groups.iter().map(|path| format!("cgroup {}", path.display())));
     links(None, &mut found)?;
     for namespace in namespaces {
         links(Some(namespace), &mut found)?;
@@ -123,16 +125,33 @@ fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn cgroups(dir: &Path, name: &str, found: &mut Snapshot) {
+/// Whether a name has the lab's in it; `lab1n10` is another lab's than `lab1n1`.
+fn is_of(file: &str, lab: &str) -> bool {
+    file.split_once(lab).is_some_and(|(_, rest)| !rest.starts_with(|next: char| next.is_ascii_digit()))
+}
+
+/// Those with the name in theirs, and parents before children.
+fn cgroups(dir: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
     // Others' come and go while we look.
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let path = entry.path();
-            if entry.file_name().to_string_lossy().contains(name) {
-                found.insert(format!("cgroup {}", path.display()));
+            let below = cgroups(&path, name);
+            if is_of(&entry.file_name().to_string_lossy(), name) {
+                found.push(path);
             }
-            cgroups(&path, name, found);
+            found.extend(below);
         }
+    }
+    found
+}
+
+/// Removes the cgroups that a failed job has left. Namespaces end with their processes, cgroups do not.
+pub(super) fn remove_cgroups(name: &str) {
+    for path in cgroups(Path::new(CGROUPS), name).iter().rev() {
+        // It may be gone, or busy for another moment: whatever stays is in the next look at the host.
+        let _ = fs::remove_dir(path);
     }
 }
 

@@ -83,7 +83,7 @@ fn trials(life: &'static str, sites: Vec<Site>, by: fn(&World, &str, &str) -> Jo
 ///
 /// # Errors
 /// A lab could not be made, or a life without faults failed.
-pub fn run(programs: &Programs, lives: &[&'static str], extent: Extent) -> Result<Report> {
+pub fn run(programs: &Programs, lives: &[&'static str], extent: &Extent) -> Result<Report> {
     let mut all = Vec::new();
     for life in lives {
         let (first, second) = undisturbed(programs, life)?;

@@ -16,8 +16,9 @@ use crate::lab::{Job, Lab, Outcome, Programs, Strike, When, World};
 const LIMIT_MS: u64 = 180_000;
 /// Moments by the clock at which `sandboxctl` is killed.
 const MOMENTS: u64 = 60;
-/// How long a death may stay unnoticed before the run is told to end.
-const UNNOTICED_US: u64 = 30_000_000;
+/// How long a death may stay unnoticed before the run is told to end: no step takes longer by itself, and
+/// one that waits for a guest hears of its vsock daemon's end when it is over.
+const UNNOTICED_US: u64 = 40_000_000;
 /// Between two signals of somebody impatient.
 const IMPATIENCE_US: [u64; 3] = [0, 5_000, 50_000];
 
@@ -153,7 +154,7 @@ fn endings(known: &Known) -> Vec<Trial> {
 ///
 /// # Errors
 /// A lab could not be made, or a life without faults failed.
-pub fn run(programs: &Programs, extent: Extent) -> Result<Report> {
+pub fn run(programs: &Programs, extent: &Extent) -> Result<Report> {
     let known = know(programs)?;
     let mut trials = deaths(&known, (known.records / 60).max(1));
     trials.extend(helpers(&known, HELPERS));
@@ -164,7 +165,7 @@ pub fn run(programs: &Programs, extent: Extent) -> Result<Report> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with_stand_ins(programs: &Programs, extent: Extent) -> Result<Report> {
+pub fn run_with_stand_ins(programs: &Programs, extent: &Extent) -> Result<Report> {
     let known = know(programs)?;
     let mut trials = endings(&known);
     trials.extend(helpers(&known, STAND_INS));

@@ -22,10 +22,12 @@ use simulation::fault::Seed;
 use crate::lab::{Job, Lab, Outcome, Programs, World};
 
 /// How much of a tier is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Extent {
     /// All of it.
     Full,
+    /// What has this in its name, which is its place and its fault.
+    Named(String),
     /// A sample that a seed draws, until the time is over.
     Sample {
         /// The seed.
@@ -135,18 +137,21 @@ pub fn perform(
     tier: &'static str,
     programs: &Programs,
     mut trials: Vec<Trial>,
-    extent: Extent,
+    extent: &Extent,
     judge: impl Fn(&Trial, &Outcome) -> Option<String> + Sync,
 ) -> Result<Report> {
     let begun = Instant::now();
     let budget = match extent {
-        Extent::Full => Duration::MAX,
+        Extent::Full | Extent::Named(_) => Duration::MAX,
         Extent::Sample { seed, budget } => {
-            shuffle(&mut trials, seed);
-            budget
+            shuffle(&mut trials, *seed);
+            *budget
         }
     };
     let all = trials.len();
+    if let Extent::Named(part) = extent {
+        trials.retain(|trial| format!("{} {}", trial.site, trial.fault).contains(part));
+    }
     let waiting = Mutex::new(VecDeque::from(trials));
     let report = Mutex::new(Report { tier, ..Report::default() });
     let seen = Mutex::new((BTreeSet::new(), BTreeSet::new()));

@@ -176,7 +176,7 @@ fn trials(programs: &Programs, life: Life) -> Result<Vec<Trial>> {
 ///
 /// # Errors
 /// A lab could not be made, or a life without faults failed.
-pub fn run(programs: &Programs, extent: Extent) -> Result<Report> {
+pub fn run(programs: &Programs, extent: &Extent) -> Result<Report> {
     let mut all = Vec::new();
     for life in Life::ALL {
         all.extend(trials(programs, life)?);
