@@ -16,9 +16,8 @@ use crate::lab::{Job, Lab, Outcome, Programs, Strike, When, World};
 const LIMIT_MS: u64 = 180_000;
 /// Moments by the clock at which `sandboxctl` is killed.
 const MOMENTS: u64 = 60;
-/// How long a death may stay unnoticed before the run is told to end: no step takes longer by itself, and
-/// one that waits for a guest hears of its vsock daemon's end when it is over.
-const UNNOTICED_US: u64 = 40_000_000;
+/// How long a death may stay unnoticed before the run is told to end.
+const UNNOTICED_US: u64 = 30_000_000;
 /// Between two signals of somebody impatient.
 const IMPATIENCE_US: [u64; 3] = [0, 5_000, 50_000];
 

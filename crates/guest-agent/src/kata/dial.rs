@@ -1,7 +1,8 @@
 //! How a connection to an agent comes about.
 //!
 //! Until the agent listens, the vsock daemon ends the connection without `OK`: everything short
-//! of a clear no is tried again until the deadline.
+//! of a clear no is tried again until the deadline. A socket at which nobody listens is a clear no: the
+//! daemon is gone.
 
 use std::io;
 use std::path::Path;
@@ -23,6 +24,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How long one attempt may take: a guest that was reset never answers on an old connection.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// How long a socket may stay without a listener: a daemon binds its sockets anew when its VMM has left it,
+/// and one that has died never does.
+const UNSERVED_MAX: Duration = Duration::from_secs(2);
 /// The longest line that answers `CONNECT`, in bytes.
 const OK_LINE_MAX: usize = 64;
 
@@ -32,6 +36,8 @@ enum Miss {
     NotYet(String),
     /// Not yet, and no sign either.
     Silence,
+    /// Nobody listens at the socket.
+    Unserved(io::Error),
     /// It never will.
     Never(PortError),
 }
@@ -43,14 +49,28 @@ pub(super) async fn connect(address: &AgentAddress, deadline: Instant) -> PortRe
     let mut last_sign = "none".to_owned();
     let mut pause = PAUSE_MIN;
     let mut attempts = 0_u32;
+    let mut unserved_since = None;
     loop {
         attempts += 1;
         let until = deadline.min(Instant::now() + ATTEMPT_MAX);
-        match attempt(address, &subject, until).await {
+        let missed = match attempt(address, &subject, until).await {
             Ok(connection) => return Ok(connection),
-            Err(Miss::Never(error)) => return Err(error),
-            Err(Miss::NotYet(sign)) => last_sign = sign,
-            Err(Miss::Silence) => {}
+            Err(missed) => missed,
+        };
+        if !matches!(missed, Miss::Unserved(_)) {
+            unserved_since = None;
+        }
+        match missed {
+            Miss::Never(error) => return Err(error),
+            Miss::NotYet(sign) => last_sign = sign,
+            Miss::Silence => {}
+            Miss::Unserved(error) => {
+                if unserved_since.get_or_insert_with(Instant::now).elapsed() >= UNSERVED_MAX {
+                    let cause = "nobody listens at the socket: the vsock daemon has ended";
+                    return Err(PortError { errno: error.raw_os_error(), ..subject.error(ErrorKind::PeerGone, cause) });
+                }
+                last_sign = format!("connect: {error}");
+            }
         }
         tracing::debug!(%address, attempts, last_sign, "the agent is not there yet");
         sleep_until(deadline.min(Instant::now() + pause)).await;
@@ -134,6 +154,7 @@ fn miss(subject: &Subject, error: io::Error) -> Miss {
     let kind = match error.kind() {
         io::ErrorKind::PermissionDenied => ErrorKind::Denied,
         io::ErrorKind::InvalidInput => ErrorKind::Invalid,
+        io::ErrorKind::ConnectionRefused => return Miss::Unserved(error),
         _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => ErrorKind::Unsupported,
         _ => return Miss::NotYet(format!("connect: {error}")),
     };

@@ -64,6 +64,18 @@ async fn a_socket_that_can_never_serve_fails_at_once() {
 }
 
 #[tokio::test]
+async fn a_socket_whose_daemon_has_died_is_given_up_long_before_the_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vsock");
+    drop(tokio::net::UnixListener::bind(&socket).unwrap());
+    let asked = Instant::now();
+    let error = client().connect(AgentAddress::Hybrid { socket, port: 1024 }, within(60_000)).await.unwrap_err();
+    assert!(asked.elapsed() < Duration::from_secs(30), "{error}");
+    assert_eq!((error.kind, error.outcome), (ErrorKind::PeerGone, Outcome::NotDone), "{error}");
+    assert!(error.cause.contains("the vsock daemon has ended") && error.errno.is_some(), "{error}");
+}
+
+#[tokio::test]
 async fn who_is_not_connected_is_told_so() {
     let agent = client();
     let error = agent.check((), soon()).await.unwrap_err();
