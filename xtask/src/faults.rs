@@ -18,16 +18,19 @@ pub(crate) enum Tier {
     Simulated,
     /// This kernel: the tier of `fault-tiers` with this letter.
     Linux(&'static str),
+    /// Attackers: the security tests, in full.
+    Security,
     /// The code broken on purpose: does the simulated tier notice?
     Mutants,
 }
 
 /// The tiers, by the names that `--tier` takes.
-const TIERS: [(&str, Tier); 5] = [
+const TIERS: [(&str, Tier); 6] = [
     ("S", Tier::Simulated),
     ("H", Tier::Linux("H")),
     ("K", Tier::Linux("K")),
     ("V", Tier::Linux("V")),
+    ("security", Tier::Security),
     ("mutants", Tier::Mutants),
 ];
 
@@ -100,6 +103,7 @@ fn perform(tier: Tier, quick: bool) -> Result<Outcome> {
     match tier {
         Tier::Simulated => simulated(quick),
         Tier::Linux(letter) => linux(letter, quick),
+        Tier::Security => security(quick),
         Tier::Mutants => mutants::run(),
     }
 }
@@ -121,6 +125,39 @@ fn linux(letter: &str, quick: bool) -> Result<Outcome> {
     program.env("RESOURCE_ACTORS_GUEST", tool::target("guest"));
     program.env("RESOURCE_ACTORS_TOOLS", tool::target("tools").join("bin"));
     counted(program, quick)
+}
+
+/// Changed inputs that each fuzz target is given.
+const FUZZ_ROUNDS: &str = "20000";
+
+/// Builds and runs the security tests. Each is a site; one that fails is a rule that does not hold.
+fn security(quick: bool) -> Result<Outcome> {
+    packages::for_tests()?;
+    let begun = Instant::now();
+    let mut tests = tool::cargo();
+    tests.arg("test").args(&SELECTION[1..]).args(["--test", "security"]);
+    if !quick {
+        tests.env("RESOURCE_ACTORS_SECURITY_FULL", "1").env("RESOURCE_ACTORS_FUZZ_ROUNDS", FUZZ_ROUNDS);
+    }
+    let output = tests.stderr(Stdio::inherit()).output().context("cargo test")?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    println!("{told}");
+    let sum = told.lines().find_map(|line| line.strip_prefix("test result: ")).context("the tests counted nothing")?;
+    let words: Vec<&str> = sum.split([' ', ';']).collect();
+    let count = |what: &str| {
+        let number = words.windows(2).find(|pair| pair[1] == what).map(|pair| pair[0]);
+        number.and_then(|number| number.parse::<usize>().ok()).with_context(|| format!("no count of {what} in {sum:?}"))
+    };
+    let (passed, failed) = (count("passed")?, count("failed")?);
+    Ok(Outcome {
+        is_good: output.status.success(),
+        sites: (passed + failed).to_string(),
+        runs: (passed + failed).to_string(),
+        modes: "–".to_owned(),
+        leaks: "–".to_owned(),
+        breaks: failed.to_string(),
+        seconds: begun.elapsed().as_secs(),
+    })
 }
 
 /// What every tier selects, so that they share what cargo has built.
@@ -166,18 +203,24 @@ fn write_down(results: &[(&str, Outcome)]) -> Result<()> {
     let path = tool::workspace().join("docs/faults.md");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let (before, rest) = text.split_once(BEGIN).context("docs/faults.md has lost its mark")?;
-    let (_, after) = rest.split_once(END).context("docs/faults.md has lost its end mark")?;
+    let (old, after) = rest.split_once(END).context("docs/faults.md has lost its end mark")?;
     let mut git = Command::new("git");
     let head =
         git.current_dir(tool::workspace()).args(["rev-parse", "--short", "HEAD"]).output().context("git rev-parse")?;
     let commit = String::from_utf8_lossy(&head.stdout).trim().to_owned();
     let mut table = String::from("\n\n| Tier | Commit | Sites | Runs | Modes | Leaks | Breaks | Seconds |\n");
     table.push_str("|---|---|---|---|---|---|---|---|\n");
+    // Those that did not run now keep what their last run came to.
+    let last = |name| old.lines().find(|line| line.starts_with(&format!("| {name} |")));
+    let mut rows: BTreeMap<usize, String> = BTreeMap::new();
+    for (at, (name, _)) in TIERS.into_iter().enumerate() {
+        rows.extend(last(name).map(|line| (at, format!("{line}\n"))));
+    }
     for (name, result) in results {
         let Outcome { sites, runs, modes, leaks, breaks, seconds, .. } = result;
-        table.push_str(&format!(
-            "| {name} | {commit} | {sites} | {runs} | {modes} | {leaks} | {breaks} | {seconds} |\n"
-        ));
+        let row = format!("| {name} | {commit} | {sites} | {runs} | {modes} | {leaks} | {breaks} | {seconds} |\n");
+        rows.extend(TIERS.iter().position(|(known, _)| known == name).map(|at| (at, row)));
     }
+    table.extend(rows.into_values());
     fs::write(&path, format!("{before}{BEGIN}{table}\n{END}{after}")).with_context(|| path.display().to_string())
 }

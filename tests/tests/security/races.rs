@@ -1,7 +1,7 @@
 //! Names that change while they are used (rule R1, test S1): a thread exchanges a name with a link
 //! out of the tree, without rest, while every call that takes a path is made again and again.
 //!
-//! Rounds are few here; `RESOURCE_ACTORS_SECURITY_ROUNDS` says otherwise (the full set: 400,000).
+//! Rounds are few here; `RESOURCE_ACTORS_SECURITY_FULL` has 10,000 of each, and 400,000 exchanges (G10).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,15 +21,24 @@ use sharefs_actor::{Attach, Detach, Export, LinuxShareFsHost, Remove, SetId, Sha
 
 const SHARE: LinuxShareFsHost = LinuxShareFsHost;
 
-fn rounds() -> u64 {
-    let wished = std::env::var("RESOURCE_ACTORS_SECURITY_ROUNDS").ok();
-    wished.map_or(300, |text| text.parse().expect("a number of rounds"))
+/// How much of a race there is.
+struct Extent {
+    rounds: u64,
+    flips: u64,
+}
+
+fn extent() -> Extent {
+    match std::env::var_os("RESOURCE_ACTORS_SECURITY_FULL") {
+        Some(_) => Extent { rounds: 10_000, flips: 400_000 },
+        None => Extent { rounds: 300, flips: 1 },
+    }
 }
 
 /// Whether one more round is made: so many, and more as long as the race has not been one.
-fn goes_on(round: u64, is_enough: bool) -> bool {
-    assert!(round < rounds() * 200, "the names are never as they should be");
-    round < rounds() || !is_enough
+fn goes_on(round: u64, flipper: &Flipper, is_enough: bool) -> bool {
+    let Extent { rounds, flips } = extent();
+    assert!(round < rounds * 200, "the names are never as they should be");
+    round < rounds || flipper.flips() < flips || !is_enough
 }
 
 /// Exchanges two names until it is dropped, and counts how often.
@@ -104,7 +113,7 @@ fn making_and_removing_below_a_parent_that_is_exchanged() {
         let scene = Scene::new(ground).await;
         let mut made = 0;
         for round in 0.. {
-            if !goes_on(round, made > 0 && scene.flipper.flips() > 0) {
+            if !goes_on(round, &scene.flipper, made > 0) {
                 break;
             }
             let at = || scene.ground.below("rw/flip/new");
@@ -145,7 +154,7 @@ fn mounting_at_a_place_that_is_exchanged() {
         let scene = Scene::new(ground).await;
         let mut attached = 0;
         for round in 0.. {
-            if !goes_on(round, attached > 0 && scene.flipper.flips() > 0) {
+            if !goes_on(round, &scene.flipper, attached > 0) {
                 break;
             }
             let opened = SHARE.open_source(source.clone(), soon()).await.unwrap();
@@ -178,7 +187,7 @@ fn exporting_a_tree_that_is_exchanged() {
         let scene = Scene::new(ground).await;
         let mut exported = 0;
         for round in 0.. {
-            if !goes_on(round, exported > 0 && scene.flipper.flips() > 0) {
+            if !goes_on(round, &scene.flipper, exported > 0) {
                 break;
             }
             let (from, to) = (scene.ground.below("rw/flip"), scene.ground.below("ro"));
@@ -206,10 +215,10 @@ fn opening_a_source_that_is_exchanged() {
         SHARE.make_directory(ground.below("rw/c"), soon()).await.unwrap();
         let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
         let both = [inode(&one), inode(&other)];
-        let _flipper = Flipper::start(one.clone(), other);
+        let flipper = Flipper::start(one.clone(), other);
         let mut seen = [0_u64; 2];
         for round in 0.. {
-            if !goes_on(round, seen.iter().all(|count| *count > 0)) {
+            if !goes_on(round, &flipper, seen.iter().all(|count| *count > 0)) {
                 break;
             }
             let opened = SHARE.open_source(one.clone(), soon()).await.unwrap();
@@ -224,7 +233,7 @@ fn opening_a_source_that_is_exchanged() {
             let detach = Detach { at, mount_id: Some(mounted.mount_id), source: one.clone() };
             SHARE.detach(detach, soon()).await.unwrap();
         }
-        assert!(seen.iter().sum::<u64>() >= rounds() && seen.iter().all(|count| *count > 0), "{seen:?}");
+        assert!(seen.iter().sum::<u64>() >= extent().rounds && seen.iter().all(|count| *count > 0), "{seen:?}");
     });
 }
 
@@ -240,7 +249,7 @@ fn files_and_namespaces_at_a_name_that_is_exchanged() {
         let flipper = Flipper::start(path.clone(), link.clone());
         let (mut created, mut bound) = (0, 0);
         for round in 0.. {
-            if !goes_on(round, created > 0 && bound > 0) {
+            if !goes_on(round, &flipper, created > 0 && bound > 0) {
                 break;
             }
             if fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_symlink()) {
@@ -288,7 +297,7 @@ fn disks_and_sockets_at_a_name_that_is_exchanged() {
         let flipper = Flipper::start(disk.clone(), other);
         let (mut sizes, mut refused) = (0, 0);
         for round in 0.. {
-            if !goes_on(round, sizes > 0 && refused > 0) {
+            if !goes_on(round, &flipper, sizes > 0 && refused > 0) {
                 break;
             }
             let inspect = InspectDisk { path: disk.clone(), access: Access::ReadWrite };
