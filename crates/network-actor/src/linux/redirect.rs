@@ -4,9 +4,8 @@
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
     TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key,
@@ -69,20 +68,17 @@ fn take_back(socket: &OwnedFd, request: &Redirect, answers: &[Answer]) -> bool {
 pub(super) fn remove(request: &RemoveRedirect) -> PortResult<()> {
     let operation = "RTM_DELQDISC";
     let socket = live(&request.socket, operation, &request.link)?;
-    let wanted = match request.index {
-        None => tap::named(&request.link),
-        Some(index) => {
-            let mut by_index = LinkMessage::default();
-            by_index.header.index = index;
-            by_index
+    let refused = |operation, errno| PortError::os(operation, &request.link, tap::not_found(errno));
+    let link = match request.index {
+        Some(index) => index,
+        None => {
+            let found = tap::get(socket, tap::named(&request.link));
+            found.map_err(|errno| refused("RTM_GETLINK", errno))?.header.index
         }
     };
-    let link = tap::get(socket, wanted)
-        .map_err(|errno| PortError::os("RTM_GETLINK", &request.link, tap::not_found(errno)))?
-        .header
-        .index;
+    let hook = hook(socket, link)?.map_err(|errno| refused("RTM_GETQDISC", errno))?;
     let foreign = |cause: &str| Err(PortError::new(ErrorKind::Foreign, operation, &request.link, cause.to_owned()));
-    let step = match (hook(socket, link)?, filters(socket, link, &request.mark.cookie)?) {
+    let step = match (hook, filters(socket, link, &request.mark.cookie)?) {
         (Hook::Free, _) => {
             let cause = "it has no ingress qdisc";
             return Err(PortError::new(ErrorKind::NotFound, operation, &request.link, cause));
@@ -100,7 +96,7 @@ pub(super) fn remove(request: &RemoveRedirect) -> PortResult<()> {
         (Hook::Ingress, Filters { ours: false, others: false }) => delete_qdisc(link),
     };
     let answer = transact(socket, vec![step])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
-    answer.map(drop).map_err(|errno| PortError::os(operation, &request.link, tap::not_found(errno)))
+    answer.map(drop).map_err(|errno| refused(operation, errno))
 }
 
 /// What sits on the ingress hook of a link.
@@ -110,21 +106,22 @@ enum Hook {
     Other(String),
 }
 
-fn hook(socket: &OwnedFd, link: u32) -> PortResult<Hook> {
-    let mut hook = Hook::Free;
-    dump(socket, RouteNetlinkMessage::GetQueueDiscipline(at(link)), |message| {
-        // The kernel dumps all links, whatever is asked.
-        if let Ok(RouteNetlinkMessage::NewQueueDiscipline(message)) = message
-            && message.header.index == link.cast_signed()
-            && message.header.parent == TcHandle::INGRESS
-        {
-            hook = match kind_of(&message) {
-                "ingress" => Hook::Ingress,
-                other => Hook::Other(other.to_owned()),
-            };
-        }
-    })?;
-    Ok(hook)
+fn hook(socket: &OwnedFd, link: u32) -> PortResult<Result<Hook, Errno>> {
+    let mut wanted = at(link);
+    wanted.header.parent = TcHandle::INGRESS;
+    // Without the flag the answer goes to those who listen to everybody's changes.
+    let request = Request { message: RouteNetlinkMessage::GetQueueDiscipline(wanted), flags: NLM_F_ECHO };
+    let found = transact(socket, vec![request])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
+    Ok(match found.map(|found| found.into_iter().next()) {
+        Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(found))) => Ok(match kind_of(&found) {
+            "ingress" => Hook::Ingress,
+            other => Hook::Other(other.to_owned()),
+        }),
+        Ok(_) => Err(Errno::EPROTO),
+        // The second: there was one.
+        Err(Errno::ENOENT | Errno::EINVAL) => Ok(Hook::Free),
+        Err(errno) => Err(errno),
+    })
 }
 
 /// Whose filters are below an ingress qdisc.
