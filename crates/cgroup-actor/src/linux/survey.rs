@@ -32,6 +32,8 @@ pub(super) struct Hierarchies {
 struct Root {
     controller: String,
     path: PathBuf,
+    /// Whether we may write there.
+    entry: rustix::io::Result<()>,
     /// Its `st_dev`, if it is a cgroup file system. That is held, so that no other gets the number.
     device: Option<(u64, OwnedFd)>,
 }
@@ -42,7 +44,8 @@ impl Root {
         let held = open(&path, flags, Mode::empty()).ok();
         let held = held.filter(|held| fstatfs(held).is_ok_and(|found| is_cgroupfs(&found)));
         let device = held.and_then(|held| Some((fstat(&held).ok()?.st_dev, held)));
-        Self { controller, path, device }
+        let entry = access(&path, Access::WRITE_OK);
+        Self { controller, path, entry, device }
     }
 }
 
@@ -106,18 +109,22 @@ impl<'a> Search<'a> {
             self.survey.not_enforced.push("cpuset: it is not mounted as a v1 controller".into());
         }
         for root in &hierarchies.roots {
-            self.hierarchy(&root.controller, &root.path);
+            self.hierarchy(root);
         }
         self.survey
     }
 
-    fn hierarchy(&mut self, controller: &str, root: &Path) {
-        let leaf = root.join(&self.wanted.path);
+    fn hierarchy(&mut self, root: &Root) {
+        let leaf = root.path.join(&self.wanted.path);
         let Way { mut missing, inode, holder, entry } = Way::to(&leaf, root);
         // Where something is made, we must be able to write; likewise in the group itself if it is there.
         if let Err(error) = entry {
             let reason = std::io::Error::from(error);
-            self.survey.not_enforced.push(format!("{controller}: {} is not writable: {reason}", holder.display()));
+            self.survey.not_enforced.push(format!(
+                "{}: {} is not writable: {reason}",
+                root.controller,
+                holder.display()
+            ));
             return;
         }
         if self.survey.group.mode == CgroupMode::V2 {
@@ -129,7 +136,7 @@ impl<'a> Search<'a> {
         }
         if self.wanted.joint_parent {
             // Our own names: a group that is there already is another sandbox's, and making it fails.
-            let parent = leaf.parent().filter(|parent| is_below(parent, root));
+            let parent = leaf.parent().filter(|parent| is_below(parent, &root.path));
             let listed = [Some(leaf.as_path()), parent].into_iter().flatten();
             let added: Vec<_> = listed.filter(|path| !missing.contains(path)).collect();
             missing.extend(added);
@@ -163,21 +170,21 @@ struct Way<'a> {
 
 impl<'a> Way<'a> {
     /// From its parent up: if that is missing so is the group, and need not be looked for.
-    fn to(leaf: &'a Path, root: &'a Path) -> Self {
+    fn to(leaf: &'a Path, root: &'a Root) -> Self {
+        let enter = |path: &Path| if path == root.path { root.entry } else { access(path, Access::WRITE_OK) };
         let mut missing = vec![leaf];
-        let mut holder = leaf.parent().unwrap_or(root);
-        let mut entry = access(holder, Access::WRITE_OK);
+        let mut holder = leaf.parent().unwrap_or(&root.path);
+        let mut entry = enter(holder);
         if !is_absent(&entry) {
             let found = lstat(leaf).ok();
             if let Some(found) = found.filter(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
-                let entry = access(leaf, Access::WRITE_OK);
-                return Self { missing: Vec::new(), inode: Some(found.st_ino), holder: leaf, entry };
+                return Self { missing: Vec::new(), inode: Some(found.st_ino), holder: leaf, entry: enter(leaf) };
             }
         }
-        while is_absent(&entry) && is_below(holder, root) {
+        while is_absent(&entry) && is_below(holder, &root.path) {
             missing.push(holder);
-            holder = holder.parent().unwrap_or(root);
-            entry = access(holder, Access::WRITE_OK);
+            holder = holder.parent().unwrap_or(&root.path);
+            entry = enter(holder);
         }
         Self { missing, inode: None, holder, entry }
     }
@@ -202,6 +209,8 @@ mod tests {
         assert_eq!(missing("a/b", false), Vec::<String>::new());
         assert_eq!(missing("a/x", true), ["a", "a/x"]);
         assert_eq!(missing("a/b", true), ["a", "a/b"]);
+        std::fs::write(root.path().join("file"), "").unwrap();
+        assert_eq!(missing("file/b/c", false), ["file/b", "file/b/c"], "which cannot be made");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Messages are encoded by `netlink-packet-route`. What the kernel sends back is decoded message by
 //! message, so that one with an attribute that nobody knows yet spoils itself and no other.
 
+use std::cell::RefCell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -67,9 +68,8 @@ pub(super) fn transact(socket: &OwnedFd, requests: Vec<Request>) -> PortResult<V
     }
     transmit(socket, &bytes)?;
     let mut is_answered = false;
-    let mut buffer = vec![0; DATAGRAM_BYTES];
     while !is_answered {
-        receive(socket, &mut buffer, |header, payload| {
+        receive(socket, |header, payload| {
             let index = header.sequence_number.wrapping_sub(first) as usize;
             let Some(answer) = answers.get_mut(index) else {
                 return Ok(());
@@ -104,9 +104,8 @@ pub(super) fn tell(
         return Ok(Ok(()));
     }
     let mut answer = None;
-    let mut buffer = vec![0; DATAGRAM_BYTES];
     while answer.is_none() {
-        receive(socket, &mut buffer, |header, payload| {
+        receive(socket, |header, payload| {
             if header.sequence_number == sequence && header.message_type == NLMSG_ERROR {
                 answer = Some(errno_of(payload).map_or(Ok(()), Err));
             }
@@ -128,9 +127,8 @@ pub(super) fn dump(
     encode(message, NLM_F_DUMP, sequence, &mut bytes);
     transmit(socket, &bytes)?;
     let (mut done, mut consistent) = (false, true);
-    let mut buffer = vec![0; DATAGRAM_BYTES];
     while !done {
-        receive(socket, &mut buffer, |header, payload| {
+        receive(socket, |header, payload| {
             if header.sequence_number != sequence {
                 return Ok(());
             }
@@ -170,10 +168,19 @@ fn transmit(socket: &OwnedFd, bytes: &[u8]) -> PortResult<()> {
     send(socket.as_raw_fd(), bytes, MsgFlags::empty()).map(drop).map_err(|errno| failed("sendmsg", errno))
 }
 
-/// Takes one datagram of the kernel's and hands out its messages.
-fn receive(
-    socket: &OwnedFd,
+thread_local! {
+    /// Room for a datagram, made once for each thread.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; DATAGRAM_BYTES]);
+}
+
+/// Takes one datagram of the kernel's and hands out its messages. `each` must not take another.
+fn receive(socket: &OwnedFd, each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>) -> PortResult<()> {
+    BUFFER.with_borrow_mut(|buffer| receive_into(buffer, socket, each))
+}
+
+fn receive_into(
     buffer: &mut [u8],
+    socket: &OwnedFd,
     mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>,
 ) -> PortResult<()> {
     let (length, sender) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), buffer) {
