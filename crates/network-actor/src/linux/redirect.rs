@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
@@ -76,9 +76,8 @@ pub(super) fn remove(request: &RemoveRedirect) -> PortResult<()> {
             found.map_err(|errno| refused("RTM_GETLINK", errno))?.header.index
         }
     };
-    let hook = hook(socket, link)?.map_err(|errno| refused("RTM_GETQDISC", errno))?;
     let foreign = |cause: &str| Err(PortError::new(ErrorKind::Foreign, operation, &request.link, cause.to_owned()));
-    let step = match (hook, filters(socket, link, &request.mark.cookie)?) {
+    let step = match (hook(socket, link)?, filters(socket, link, &request.mark.cookie)?) {
         (Hook::Free, _) => {
             let cause = "it has no ingress qdisc";
             return Err(PortError::new(ErrorKind::NotFound, operation, &request.link, cause));
@@ -106,22 +105,21 @@ enum Hook {
     Other(String),
 }
 
-fn hook(socket: &OwnedFd, link: u32) -> PortResult<Result<Hook, Errno>> {
-    let mut wanted = at(link);
-    wanted.header.parent = TcHandle::INGRESS;
-    // Without the flag the answer goes to those who listen to everybody's changes.
-    let request = Request { message: RouteNetlinkMessage::GetQueueDiscipline(wanted), flags: NLM_F_ECHO };
-    let found = transact(socket, vec![request])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
-    Ok(match found.map(|found| found.into_iter().next()) {
-        Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(found))) => Ok(match kind_of(&found) {
-            "ingress" => Hook::Ingress,
-            other => Hook::Other(other.to_owned()),
-        }),
-        Ok(_) => Err(Errno::EPROTO),
-        // The second: there was one.
-        Err(Errno::ENOENT | Errno::EINVAL) => Ok(Hook::Free),
-        Err(errno) => Err(errno),
-    })
+fn hook(socket: &OwnedFd, link: u32) -> PortResult<Hook> {
+    let mut hook = Hook::Free;
+    dump(socket, RouteNetlinkMessage::GetQueueDiscipline(at(link)), |message| {
+        // The kernel dumps all links, whatever is asked.
+        if let Ok(RouteNetlinkMessage::NewQueueDiscipline(message)) = message
+            && message.header.index == link.cast_signed()
+            && message.header.parent == TcHandle::INGRESS
+        {
+            hook = match kind_of(&message) {
+                "ingress" => Hook::Ingress,
+                other => Hook::Other(other.to_owned()),
+            };
+        }
+    })?;
+    Ok(hook)
 }
 
 /// Whose filters are below an ingress qdisc.
