@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use sandbox_model::Instant;
-use sharefs_actor::Below;
+use sharefs_actor::{Base, Below};
 
 /// Where a test may do as it likes.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub struct Ground {
 impl Ground {
     /// A name in the sandbox's directory.
     pub fn below(&self, path: impl Into<PathBuf>) -> Below {
-        Below { dir: self.dir.clone(), path: path.into() }
+        Below { dir: self.dir.clone(), path: path.into(), base: Base::default() }
     }
 
     /// Somebody's directory with a file in it.

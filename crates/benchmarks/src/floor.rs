@@ -15,9 +15,10 @@ use rustix::fs::{Mode, OFlags};
 nix::ioctl_readwrite_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 
 const TAP: &str = "tap0_kata";
-/// `NLM_F_REQUEST | NLM_F_ACK`, and with `NLM_F_CREATE | NLM_F_EXCL`.
+/// `NLM_F_REQUEST | NLM_F_ACK`; `NLM_F_REQUEST` with `NLM_F_CREATE | NLM_F_EXCL`, and both.
 const ACK: u16 = 0x5;
-const NEW: u16 = 0x605;
+const NEW: u16 = 0x601;
+const NEW_ACK: u16 = 0x605;
 const DUMP: u16 = 0x301;
 /// `linux/rtnetlink.h`.
 const RTM_NEWLINK: u16 = 16;
@@ -30,6 +31,9 @@ const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
+/// `IFLA_EXT_MASK` and its `RTEXT_FILTER_SKIP_STATS`.
+const IFLA_EXT_MASK: u16 = 29;
+const SKIP_STATS: u32 = 8;
 const INGRESS: u32 = 0xffff_0000;
 const INGRESS_PARENT: u32 = 0xffff_fff1;
 
@@ -80,7 +84,7 @@ fn ingress(kind: u16, flags: u16, index: u32) -> Message {
 }
 
 /// A `u32` filter that matches all and redirects to `to`.
-fn redirect(from: u32, to: u32) -> Message {
+fn redirect(flags: u16, from: u32, to: u32) -> Message {
     // struct tc_u32_sel with one key that matches everything.
     let mut selector = vec![0; 32];
     (selector[0], selector[2]) = (1, 1);
@@ -90,7 +94,7 @@ fn redirect(from: u32, to: u32) -> Message {
     let action = [attribute(1, b"mirred\0"), attribute(2, &attribute(2, &mirred))].concat();
     let options = [attribute(5, &selector), attribute(7, &attribute(1, &action))].concat();
     let every_protocol = (0x5241 << 16) | u32::from(0x0003_u16.to_be());
-    Message::new(RTM_NEWTFILTER, NEW, &traffic(from, 0, INGRESS, every_protocol)).with(1, b"u32\0").with(2, &options)
+    Message::new(RTM_NEWTFILTER, flags, &traffic(from, 0, INGRESS, every_protocol)).with(1, b"u32\0").with(2, &options)
 }
 
 /// Prepared messages for one pod.
@@ -116,7 +120,9 @@ impl Floor {
     pub(crate) fn new(link_index: u32, tap: u32) -> Result<Self, String> {
         let home = open("/proc/thread-self/ns/net")?;
         let body = |size| vec![0; size];
-        let dumps = [(RTM_GETLINK, 16), (RTM_GETADDR, 8), (RTM_GETROUTE, 12), (RTM_GETNEIGH, 12), (RTM_GETQDISC, 20)];
+        let links = Message::new(RTM_GETLINK, DUMP, &body(16)).with(IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
+        let others = [(RTM_GETADDR, 8), (RTM_GETROUTE, 12), (RTM_GETNEIGH, 12), (RTM_GETQDISC, 20)];
+        let others = others.map(|(kind, size)| Message::new(kind, DUMP, &body(size)));
         let dress = Message::new(RTM_NEWLINK, ACK, &link(0, 1))
             .with(3, format!("{TAP}\0").as_bytes())
             .with(4, &1500u32.to_ne_bytes())
@@ -124,13 +130,13 @@ impl Floor {
         let redirects = [
             ingress(RTM_NEWQDISC, NEW, link_index),
             ingress(RTM_NEWQDISC, NEW, tap),
-            redirect(link_index, tap),
-            redirect(tap, link_index),
+            redirect(NEW, link_index, tap),
+            redirect(NEW_ACK, tap, link_index),
         ];
         Ok(Self {
             home,
             link: link_index,
-            dumps: dumps.map(|(kind, size)| Message::new(kind, DUMP, &body(size))).into(),
+            dumps: [links].into_iter().chain(others).collect(),
             dress,
             redirects: redirects.into_iter().flat_map(|message| message.0).collect(),
             tap,
@@ -154,9 +160,8 @@ impl Floor {
         transmit(&socket, &self.dress.0)?;
         acknowledged(receive(&socket, &mut buffer)?)?;
         transmit(&socket, &self.redirects)?;
-        for _ in 0..4 {
-            acknowledged(receive(&socket, &mut buffer)?)?;
-        }
+        // A refusal of one before the last comes in the place of its acknowledgement.
+        acknowledged(receive(&socket, &mut buffer)?)?;
         Ok(Up { socket, _tun: tun, tap: self.tap })
     }
 

@@ -68,11 +68,8 @@ impl HostFacts for LinuxHostFacts {
     }
 
     async fn size(&self, (): (), _: Instant) -> PortResult<HostSize> {
-        const PATH: &str = "/proc/meminfo";
-        let text = fs::read_to_string(PATH).map_err(|error| PortError::os("read", PATH, error))?;
-        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-        let kib = total.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+        let memory = nix::sys::sysinfo::sysinfo().map_err(|error| PortError::os("sysinfo", "host", error))?.ram_total();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Ok(HostSize { cpus: u32::try_from(cpus).unwrap_or(u32::MAX), memory_mib: kib.unwrap_or(0) / 1024 })
+        Ok(HostSize { cpus: u32::try_from(cpus).unwrap_or(u32::MAX), memory_mib: memory >> 20 })
     }
 }

@@ -76,7 +76,9 @@ impl Asked {
         let dir = TempDir::new().unwrap();
         let log = dir.path().join("calls");
         let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-e", "trace=setns,unshare,socket,prctl", "-e", "signal=none", "-o"]).arg(&log);
+        command
+            .args(["-f", "-qq", "-e", "trace=setns,unshare,socket,prctl,geteuid", "-e", "signal=none", "-o"])
+            .arg(&log);
         command.arg(env!("CARGO_BIN_EXE_sandboxctl"));
         command.args(["stress", "--json", "--host", "private", "--idle", "0", "--at-once", "1", "--state-dir"]);
         command.arg(dir.path()).args(["--sandboxes", &count.to_string()]);
@@ -111,7 +113,7 @@ impl Asked {
 }
 
 #[test]
-fn a_networks_set_up_costs_one_socket_one_way_home_and_no_thread() {
+fn a_set_up_costs_one_socket_one_way_home_one_look_at_its_directory_and_no_thread() {
     let is_root = nix::unistd::getuid().is_root();
     let found = is_root.then(|| Some((Asked::by_sandboxes(5)?, Asked::by_sandboxes(25)?))).flatten();
     let Some((few, many)) = found else {
@@ -123,6 +125,8 @@ fn a_networks_set_up_costs_one_socket_one_way_home_and_no_thread() {
     let more = |call: &str| of(&many, call) - of(&few, call);
     assert_eq!(more("netlink socket"), 20, "one for each set-up, kept for its end");
     assert_eq!(more("unshare"), 20, "one namespace each");
+    // Whoever opens a directory of ours asks whose it is: once for the state directory, once for its own.
+    assert!(more("geteuid") <= 40, "{} directories opened by 20 sandboxes", more("geteuid"));
     assert!(more("setns") <= 40, "{} for 20 set-ups", more("setns"));
     assert_eq!((few.entered.len(), many.entered.len()), (1, 1), "the thread of the first serves the others");
     assert_eq!(few.threads_beside_the_pool(), many.threads_beside_the_pool(), "and none was made for anything else");

@@ -9,7 +9,7 @@ use sandbox_model::ledger::{EntryId, Journal};
 use sandbox_model::{ContainerId, ErrorKind, Outcome, PortError, SandboxId};
 
 use crate::hand::Hand;
-use crate::host::{Daemon, ShareFsHost};
+use crate::host::{Base, Daemon, ShareFsHost};
 use crate::messages::ShareFsError;
 use crate::shares::Shares;
 
@@ -51,7 +51,7 @@ impl ShareFsActor {
         // A serial is never above the number of its own entry, so no live name can be met again.
         let newest = journal.ledger().newest().0;
         Self {
-            hand: Hand { journal, host, dir, sandbox },
+            hand: Hand { journal, host, dir, base: Base::default(), sandbox },
             set_up: None,
             shares: Shares::default(),
             rootfs: BTreeSet::new(),

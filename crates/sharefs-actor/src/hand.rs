@@ -9,7 +9,7 @@ use sandbox_model::ledger::{Entry, EntryId, HostObject, Identity, Journal, Scope
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult, SandboxId};
 
 use crate::host::{
-    Attach, Below, Daemon, Detach, EndDaemon, Export, Inode, Remove, SetId, ShareFsHost, Source, SourceKind,
+    Attach, Base, Below, Daemon, Detach, EndDaemon, Export, Inode, Remove, SetId, ShareFsHost, Source, SourceKind,
     StartDaemon,
 };
 use crate::messages::SetUpShare;
@@ -22,6 +22,7 @@ pub(crate) struct Hand {
     pub(crate) journal: Journal,
     pub(crate) host: Arc<dyn ShareFsHost>,
     pub(crate) dir: SandboxDir,
+    pub(crate) base: Base,
     pub(crate) sandbox: SandboxId,
 }
 
@@ -37,7 +38,7 @@ pub(crate) struct Manner {
 
 impl Hand {
     fn below(&self, path: &Path) -> PortResult<Below> {
-        Below::of(self.dir.root(), path)
+        Ok(Below { base: self.base.clone(), ..Below::of(self.dir.root(), path)? })
     }
 
     pub(crate) async fn directory(&self, scope: Scope, path: &Path, deadline: Instant) -> PortResult<EntryId> {

@@ -1,7 +1,9 @@
 //! What the share-fs actor asks of its host.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use helper_process::HelperProcess;
 use sandbox_model::config::VirtioFsCache;
@@ -20,6 +22,29 @@ pub struct Below {
     pub dir: PathBuf,
     /// Relative to it, without `..`.
     pub path: PathBuf,
+    /// The place for its descriptor.
+    #[serde(skip)]
+    pub base: Base,
+}
+
+/// Where a real host keeps the descriptor of a sandbox's directory that it has opened and checked:
+/// whoever names many things below one directory gives them one place. No record of a call has it.
+#[derive(Clone, Default)]
+pub struct Base(pub(crate) Arc<OnceLock<OwnedFd>>);
+
+/// Two names are the same name whether or not somebody has looked already.
+impl PartialEq for Base {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Base {}
+
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.get().is_some() { "open" } else { "not open" })
+    }
 }
 
 impl Below {
@@ -30,7 +55,7 @@ impl Below {
     pub fn of(dir: &Path, path: &Path) -> PortResult<Self> {
         match path.strip_prefix(dir) {
             Ok(relative) if !relative.as_os_str().is_empty() => {
-                Ok(Self { dir: dir.to_owned(), path: relative.to_owned() })
+                Ok(Self { dir: dir.to_owned(), path: relative.to_owned(), base: Base::default() })
             }
             _ => Err(PortError::new(
                 ErrorKind::Foreign,

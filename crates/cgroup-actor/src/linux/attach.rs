@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::CgroupPid;
-use cgroups_rs::fs::{Cgroup, Subsystem};
+use cgroups_rs::fs::hierarchies::V1;
+use cgroups_rs::fs::{Cgroup, Hierarchy, Subsystem};
 use rustix::fs::{Mode, OFlags, fstatfs, open};
 use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, PortError, PortResult};
 
-use super::directories::CGROUP_MAGICS;
+use super::survey::is_cgroupfs;
 use crate::host::{CgroupMode, Group, PinThreads, Place, SetCpuset};
 
 /// What `cgroups-rs` refused, with the kernel's number if there is one.
@@ -35,10 +36,16 @@ pub(super) fn write(path: &Path, text: &str) -> PortResult<()> {
     File::from(file).write_all(text.as_bytes()).map_err(failed)
 }
 
+/// What a file of a group says.
+pub(super) fn read(path: &Path) -> PortResult<String> {
+    let read = std::fs::read_to_string(path);
+    read.map(|text| text.trim().to_owned()).map_err(|error| PortError::os("read", path.display().to_string(), error))
+}
+
 /// Whether an open file or directory is of a cgroup file system.
 fn genuine(file: &OwnedFd, path: &Path) -> PortResult<()> {
     let kind = fstatfs(file).map_err(|errno| PortError::os("fstatfs", path.display().to_string(), errno))?;
-    if CGROUP_MAGICS.contains(&kind.f_type) {
+    if is_cgroupfs(&kind) {
         return Ok(());
     }
     Err(PortError::new(ErrorKind::Foreign, "write to", path.display().to_string(), "it is not of a cgroup file system"))
@@ -61,19 +68,30 @@ fn check(process: ProcessIdentity, threads: &[i32]) -> PortResult<()> {
     }
 }
 
+/// Where the hierarchies of v1 are.
+fn v1(group: &Group) -> PortResult<&V1> {
+    group.hierarchies.get().map(|v1| &**v1).ok_or_else(|| {
+        let cause = "the message carries no hierarchies";
+        PortError::new(ErrorKind::Invalid, "use cgroup", group.path.clone(), cause)
+    })
+}
+
+/// The group's directory that has v1's cpuset in it, if there is one that we may write to.
+pub(super) fn cpuset_on_v1(group: &Group) -> PortResult<Option<PathBuf>> {
+    let subsystems = v1(group)?.subsystems();
+    let cpuset = subsystems.iter().find(|subsystem| matches!(subsystem, Subsystem::CpuSet(_)));
+    let directory = cpuset.map(|subsystem| subsystem.to_controller().path().join(&group.path));
+    Ok(directory.filter(|directory| group.directories.contains(directory)))
+}
+
 /// The group's controllers on v1, those that we may write to.
 fn on_v1(group: &Group, act: impl Fn(&Subsystem) -> PortResult<()>) -> PortResult<()> {
-    let Some(v1) = group.hierarchies.get() else {
-        let cause = "the message carries no hierarchies";
-        return Err(PortError::new(ErrorKind::Invalid, "use cgroup", group.path.clone(), cause));
-    };
-    let cgroup = Cgroup::load(Box::new((**v1).clone()), &group.path);
+    let cgroup = Cgroup::load(Box::new(v1(group)?.clone()), &group.path);
     let mut done: Vec<PathBuf> = Vec::new();
     for subsystem in cgroup.subsystems() {
         let path = subsystem.to_controller().path().to_owned();
-        // Controllers that are mounted together have one directory; cpuset has files of its own in it.
-        let is_new = !done.contains(&path) || matches!(subsystem, Subsystem::CpuSet(_));
-        if is_new && group.directories.contains(&path) {
+        // Controllers that are mounted together have one directory.
+        if !done.contains(&path) && group.directories.contains(&path) {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let directory = open(&path, flags, Mode::empty());
             genuine(&directory.map_err(|errno| PortError::os("open", path.display().to_string(), errno))?, &path)?;
@@ -114,27 +132,24 @@ fn place_name(subsystem: &Subsystem) -> String {
 /// Sets CPUs and memory nodes of a group.
 pub(super) fn set_cpuset(request: &SetCpuset) -> PortResult<()> {
     let SetCpuset { group, cpuset } = request;
-    match group.mode {
-        CgroupMode::V1 => on_v1(group, |subsystem| {
-            let Subsystem::CpuSet(controller) = subsystem else { return Ok(()) };
-            let path = subsystem.to_controller().path();
-            // Nodes first: a group without nodes takes no task, and CPUs alone do not help it.
-            let mems = or_parents(path, "cpuset.mems", &cpuset.mems)?;
-            controller.set_mems(&mems).map_err(|error| refused("set cpuset.mems of", place_name(subsystem), error))?;
-            let cpus = or_parents(path, "cpuset.cpus", &cpuset.cpus)?;
-            controller.set_cpus(&cpus).map_err(|error| refused("set cpuset.cpus of", place_name(subsystem), error))
-        }),
-        CgroupMode::V2 => group.directories.iter().try_for_each(|path| {
-            for (file, list) in [("cpuset.mems", &cpuset.mems), ("cpuset.cpus", &cpuset.cpus)] {
-                // An empty line gives back what the parent has.
-                match write(&path.join(file), &format!("{list}\n")) {
-                    // The controller does not reach the group: the survey told of it.
-                    Err(error) if error.is_absent() && path.is_dir() => {}
-                    written => written?,
-                }
+    // Nodes first: a group without nodes takes no task, and CPUs alone do not help it.
+    let lists = [("cpuset.mems", &cpuset.mems), ("cpuset.cpus", &cpuset.cpus)];
+    let on_v1 = |path: PathBuf| {
+        lists.iter().try_for_each(|(file, list)| write(&path.join(file), &or_parents(&path, file, list)?))
+    };
+    let on_v2 = |path: &PathBuf| {
+        lists.iter().try_for_each(|(file, list)| {
+            // An empty line gives back what the parent has.
+            match write(&path.join(file), &format!("{list}\n")) {
+                // The controller does not reach the group: the survey told of it.
+                Err(error) if error.is_absent() && path.is_dir() => Ok(()),
+                written => written,
             }
-            Ok(())
-        }),
+        })
+    };
+    match group.mode {
+        CgroupMode::V1 => cpuset_on_v1(group).and_then(|directory| directory.map_or(Ok(()), on_v1)),
+        CgroupMode::V2 => group.directories.iter().try_for_each(on_v2),
     }
     .map_err(|error| error.doubtful())
 }
@@ -144,9 +159,7 @@ fn or_parents(group: &Path, file: &str, list: &str) -> PortResult<String> {
     if !list.is_empty() {
         return Ok(list.to_owned());
     }
-    let parent = group.parent().unwrap_or(group).join(file);
-    let read = std::fs::read_to_string(&parent);
-    read.map(|text| text.trim().to_owned()).map_err(|error| PortError::os("read", parent.display().to_string(), error))
+    read(&group.parent().unwrap_or(group).join(file))
 }
 
 /// Sets on which CPUs threads may run.

@@ -1,21 +1,21 @@
 //! Making and removing the groups' directories.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cgroups_rs::fs::{Cgroup, Subsystem};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, lstat, mkdir, statfs, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, lstat, mkdir, statfs, unlinkat};
 use rustix::io::Errno;
 use sandbox_model::{ErrorKind, Instant, PortError, PortResult};
 
-use super::attach::write;
+use super::attach::{cpuset_on_v1, read, write};
+use super::survey::{Hierarchies, is_cgroupfs};
 use super::within;
 use crate::host::{CgroupMode, MadeGroup, MakeGroup, RemoveGroup};
 
-/// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of linux/magic.h.
-pub(super) const CGROUP_MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
 /// How often the making starts over because somebody removed the joint parent in between.
 const MAKE_TRIES: usize = 3;
 /// How long a group may take to become empty: a process that has been reaped is gone at once, one
@@ -51,16 +51,23 @@ fn fill(request: &MakeGroup, made: &mut BTreeSet<PathBuf>) -> PortResult<MadeGro
         }
     }
     match request.group.mode {
-        CgroupMode::V1 => prepare_cpuset(request)?,
+        CgroupMode::V1 => fill_cpuset(request, made)?,
         CgroupMode::V2 => pass_cpuset_on(request)?,
     }
     let inode = |path: &PathBuf| lstat(path).map(|facts| facts.st_ino).map_err(|error| failed("lstat", path, error));
     Ok(MadeGroup { inodes: request.missing.iter().map(inode).collect::<PortResult<_>>()? })
 }
 
+/// Paths to look for as plain text: comparing them part by part takes longer than making or removing
+/// them.
+fn texts<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeSet<&'a OsStr> {
+    paths.map(Path::as_os_str).collect()
+}
+
 fn make_all(request: &MakeGroup, made: &mut BTreeSet<PathBuf>) -> PortResult<()> {
+    let leaves = texts(request.group.directories.iter().map(PathBuf::as_path));
     for path in &request.missing {
-        let is_leaf = request.group.directories.contains(path);
+        let is_leaf = leaves.contains(path.as_os_str());
         match mkdir(path, Mode::from_raw_mode(0o755)) {
             Ok(()) => {
                 made.insert(path.clone());
@@ -93,28 +100,32 @@ pub(super) fn names_cpuset(list: &str) -> bool {
 }
 
 /// A new cpuset group of v1 is empty and takes no task: it gets what its parent has.
-fn prepare_cpuset(request: &MakeGroup) -> PortResult<()> {
-    let Some(v1) = request.group.hierarchies.get() else { return Ok(()) };
-    let group = Cgroup::load(Box::new((**v1).clone()), &request.group.path);
-    for subsystem in group.subsystems() {
-        let controller = subsystem.to_controller();
-        if matches!(subsystem, Subsystem::CpuSet(_)) && request.group.directories.iter().any(|d| d == controller.path())
-        {
-            let refused = |cause: String| {
-                let group = controller.path().display().to_string();
-                PortError::new(ErrorKind::Refused, "fill cpuset of", group, cause)
-            };
-            controller.create().map_err(|error| refused(error.to_string()))?;
-            // It only logs what it could not copy.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                let list = std::fs::read_to_string(controller.path().join(file));
-                if list.map_err(|error| refused(error.to_string()))?.trim().is_empty() {
-                    return Err(refused(format!("{file} could not be taken over from its parent")));
-                }
-            }
+fn fill_cpuset(request: &MakeGroup, made: &BTreeSet<PathBuf>) -> PortResult<()> {
+    let Some(leaf) = cpuset_on_v1(&request.group)? else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (list, empty) = inherited(&leaf, file, made)?;
+        for group in empty.into_iter().rev() {
+            write(&group.join(file), &list)?;
         }
     }
     Ok(())
+}
+
+/// What the nearest group above has, and the groups up to there, which have nothing. Those that we
+/// have made need not be asked; a joint parent may be one that another sandbox is about to fill.
+fn inherited<'a>(leaf: &'a Path, file: &str, made: &BTreeSet<PathBuf>) -> PortResult<(String, Vec<&'a Path>)> {
+    let mut empty = Vec::new();
+    for group in leaf.ancestors() {
+        if !made.contains(group) {
+            let list = read(&group.join(file))?;
+            if !list.is_empty() {
+                return Ok((list, empty));
+            }
+        }
+        empty.push(group);
+    }
+    let cause = format!("no group above has a {file}");
+    Err(PortError::new(ErrorKind::Refused, "fill cpuset of", leaf.display().to_string(), cause))
 }
 
 /// What became of one directory.
@@ -129,14 +140,19 @@ enum Removal {
 }
 
 /// Removes the directories, children first, each group when it has become empty.
-pub(super) async fn remove(request: RemoveGroup, deadline: Instant) -> PortResult<()> {
+pub(super) async fn remove(
+    hierarchies: Arc<OnceLock<Hierarchies>>,
+    request: RemoveGroup,
+    deadline: Instant,
+) -> PortResult<()> {
     let patience = deadline.min(Instant::now() + EMPTY_PATIENCE);
     let mut pause = FIRST_PAUSE;
     loop {
-        let again = request.clone();
+        let (known, again) = (hierarchies.clone(), request.clone());
         let object = request.directories.first().map(|path| path.display().to_string()).unwrap_or_default();
-        let attempt = within("rmdir", object, deadline, move || Ok(remove_all(&again))).await?;
-        let is_busy = attempt.values().any(|removal| matches!(removal, Ok(Removal::Busy(_))));
+        let call = move || Ok(remove_all(known.get_or_init(Hierarchies::find), &again));
+        let attempt = within("rmdir", object, deadline, call).await?;
+        let is_busy = attempt.iter().any(|(_, removal)| matches!(removal, Ok(Removal::Busy(_))));
         if !is_busy || Instant::now() + pause > patience {
             return verdict(attempt);
         }
@@ -145,17 +161,19 @@ pub(super) async fn remove(request: RemoveGroup, deadline: Instant) -> PortResul
     }
 }
 
-fn remove_all(request: &RemoveGroup) -> BTreeMap<PathBuf, PortResult<Removal>> {
-    let mut removals = BTreeMap::new();
+fn remove_all(known: &Hierarchies, request: &RemoveGroup) -> Vec<(PathBuf, PortResult<Removal>)> {
+    let mut removals = Vec::new();
+    // What leads to another is listed itself.
+    let parents = texts(request.directories.iter().filter_map(|path| path.parent()));
     for (n, path) in request.directories.iter().enumerate().rev() {
         let inode = request.inodes.as_ref().and_then(|inodes| inodes.get(n).copied());
-        let is_parent = request.directories.iter().any(|other| other != path && other.starts_with(path));
-        removals.insert(path.clone(), remove_one(path, inode, is_parent));
+        let is_parent = parents.contains(path.as_os_str());
+        removals.push((path.clone(), remove_one(known, path, inode, is_parent)));
     }
     removals
 }
 
-fn remove_one(path: &Path, inode: Option<u64>, is_parent: bool) -> PortResult<Removal> {
+fn remove_one(known: &Hierarchies, path: &Path, inode: Option<u64>, is_parent: bool) -> PortResult<Removal> {
     let facts = match lstat(path) {
         Ok(facts) => facts,
         Err(Errno::NOENT) => return Ok(Removal::Absent),
@@ -166,13 +184,11 @@ fn remove_one(path: &Path, inode: Option<u64>, is_parent: bool) -> PortResult<Re
     if !is_same && is_parent {
         return Ok(Removal::Left);
     }
-    let is_on_cgroups = match statfs(path) {
-        Ok(fs) => CGROUP_MAGICS.contains(&fs.f_type),
+    let is_group = match is_of_cgroups(known, path, &facts) {
+        Ok(is_of_cgroups) => is_of_cgroups && FileType::from_raw_mode(facts.st_mode) == FileType::Directory,
         // Another sandbox has taken away the parent that both had, just now.
-        Err(Errno::NOENT) => return Ok(Removal::Absent),
-        Err(_) => false,
+        Err(_) => return Ok(Removal::Absent),
     };
-    let is_group = is_on_cgroups && FileType::from_raw_mode(facts.st_mode) == FileType::Directory;
     if !is_same || !is_group {
         let cause = "it is not the group that was made here";
         return Err(PortError::new(ErrorKind::Foreign, "rmdir", path.display().to_string(), cause));
@@ -186,16 +202,27 @@ fn remove_one(path: &Path, inode: Option<u64>, is_parent: bool) -> PortResult<Re
     }
 }
 
+/// Whether a file is on a file system of cgroups; the error is that it has gone.
+fn is_of_cgroups(known: &Hierarchies, path: &Path, facts: &Stat) -> Result<bool, Errno> {
+    if known.has_device(facts.st_dev) {
+        return Ok(true);
+    }
+    match statfs(path) {
+        Err(Errno::NOENT) => Err(Errno::NOENT),
+        found => Ok(found.is_ok_and(|found| is_cgroupfs(&found))),
+    }
+}
+
 /// The processes in a group; a thread of one is enough.
 fn processes(path: &Path) -> Vec<i32> {
-    let listed = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let listed = read(&path.join("cgroup.procs")).unwrap_or_default();
     listed.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
 /// All removals as one: every hierarchy's trouble is told.
-fn verdict(removals: BTreeMap<PathBuf, PortResult<Removal>>) -> PortResult<()> {
+fn verdict(removals: Vec<(PathBuf, PortResult<Removal>)>) -> PortResult<()> {
     let (mut trouble, mut kind, mut was_there) = (Vec::new(), None, false);
-    for (path, removal) in removals {
+    for (path, removal) in removals.into_iter().rev() {
         match removal {
             Ok(Removal::Absent | Removal::Left) => {}
             Ok(Removal::Removed) => was_there = true,

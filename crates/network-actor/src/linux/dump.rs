@@ -15,7 +15,7 @@ use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 use sandbox_model::PortResult;
 use sandbox_model::network::{IpNet, MacAddress};
 
-use super::netlink;
+use super::{netlink, tap};
 use crate::view::{Address, Link, NamespaceView, Neighbor, Route};
 
 /// Looks again if something changed in between; the last look is taken as it is.
@@ -39,7 +39,7 @@ fn look(socket: &OwnedFd) -> PortResult<(NamespaceView, bool)> {
     let mut consistent = true;
     let mut ingress = BTreeSet::new();
     for request in [
-        RouteNetlinkMessage::GetLink(LinkMessage::default()),
+        RouteNetlinkMessage::GetLink(tap::without_counters(LinkMessage::default())),
         RouteNetlinkMessage::GetAddress(AddressMessage::default()),
         RouteNetlinkMessage::GetRoute(RouteMessage::default()),
         RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()),

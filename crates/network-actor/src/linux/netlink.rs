@@ -3,13 +3,13 @@
 //! Messages are encoded by `netlink-packet-route`. What the kernel sends back is decoded message by
 //! message, so that one with an attribute that nobody knows yet spoils itself and no other.
 
+use std::cell::RefCell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvfrom, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::packet_core::{
@@ -38,7 +38,7 @@ pub(super) struct Request {
 /// The answer to one request: what it asked for, or the kernel's refusal.
 pub(super) type Answer = Result<Vec<RouteNetlinkMessage>, Errno>;
 
-/// A socket in the namespace of this thread.
+/// A socket in the namespace of this thread. The kernel gives it an address with its first request.
 pub(super) fn open() -> PortResult<OwnedFd> {
     let failed = |operation: &str| {
         let operation = operation.to_owned();
@@ -46,7 +46,6 @@ pub(super) fn open() -> PortResult<OwnedFd> {
     };
     let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
         .map_err(failed("socket"))?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed("bind"))?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(SILENCE_SECONDS_MAX))
         .map_err(failed("setsockopt(SO_RCVTIMEO)"))?;
     Ok(fd)
@@ -54,36 +53,39 @@ pub(super) fn open() -> PortResult<OwnedFd> {
 
 /// Sends all requests in one `sendmsg` and collects the answer to each. The kernel serves them in
 /// their order, one after the other, and goes on past a refusal.
+///
+/// It is asked to acknowledge the last only: who of the others has not been refused by then has
+/// succeeded.
 pub(super) fn transact(socket: &OwnedFd, requests: Vec<Request>) -> PortResult<Vec<Answer>> {
     let mut bytes = Vec::new();
-    let mut answers: Vec<Option<Answer>> = Vec::new();
+    let mut answers: Vec<Answer> = requests.iter().map(|_| Ok(Vec::new())).collect();
+    let Some(last) = requests.len().checked_sub(1) else { return Ok(answers) };
     let first = sequence(requests.len());
-    for (sequence, request) in (0..).map(|index| first.wrapping_add(index)).zip(requests) {
-        answers.push(None);
-        encode(request.message, NLM_F_ACK | request.flags, sequence, &mut bytes);
+    for (index, request) in requests.into_iter().enumerate() {
+        let acknowledge = if index == last { NLM_F_ACK } else { 0 };
+        let sequence = first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
+        encode(request.message, acknowledge | request.flags, sequence, &mut bytes);
     }
     transmit(socket, &bytes)?;
-    let mut found: Vec<Vec<RouteNetlinkMessage>> = answers.iter().map(|_| Vec::new()).collect();
-    let mut buffer = vec![0; DATAGRAM_BYTES];
-    while answers.iter().any(Option::is_none) {
-        receive(socket, &mut buffer, |header, payload| {
+    let mut is_answered = false;
+    while !is_answered {
+        receive(socket, |header, payload| {
             let index = header.sequence_number.wrapping_sub(first) as usize;
             let Some(answer) = answers.get_mut(index) else {
                 return Ok(());
             };
-            match header.message_type {
-                NLMSG_ERROR => {
-                    *answer = Some(match errno_of(payload) {
-                        Some(errno) => Err(errno),
-                        None => Ok(std::mem::take(&mut found[index])),
-                    });
+            if header.message_type == NLMSG_ERROR {
+                is_answered |= index == last;
+                if let Some(errno) = errno_of(payload) {
+                    *answer = Err(errno);
                 }
-                _ => found[index].extend(RouteNetlinkMessage::deserialize(header, payload).ok()),
+            } else if let Ok(found) = answer {
+                found.extend(RouteNetlinkMessage::deserialize(header, payload).ok());
             }
             Ok(())
         })?;
     }
-    Ok(answers.into_iter().flatten().collect())
+    Ok(answers)
 }
 
 /// Sends a request whose success has no answer. A refusal has one, which is there when `sendmsg`
@@ -102,9 +104,8 @@ pub(super) fn tell(
         return Ok(Ok(()));
     }
     let mut answer = None;
-    let mut buffer = vec![0; DATAGRAM_BYTES];
     while answer.is_none() {
-        receive(socket, &mut buffer, |header, payload| {
+        receive(socket, |header, payload| {
             if header.sequence_number == sequence && header.message_type == NLMSG_ERROR {
                 answer = Some(errno_of(payload).map_or(Ok(()), Err));
             }
@@ -126,9 +127,8 @@ pub(super) fn dump(
     encode(message, NLM_F_DUMP, sequence, &mut bytes);
     transmit(socket, &bytes)?;
     let (mut done, mut consistent) = (false, true);
-    let mut buffer = vec![0; DATAGRAM_BYTES];
     while !done {
-        receive(socket, &mut buffer, |header, payload| {
+        receive(socket, |header, payload| {
             if header.sequence_number != sequence {
                 return Ok(());
             }
@@ -168,10 +168,19 @@ fn transmit(socket: &OwnedFd, bytes: &[u8]) -> PortResult<()> {
     send(socket.as_raw_fd(), bytes, MsgFlags::empty()).map(drop).map_err(|errno| failed("sendmsg", errno))
 }
 
-/// Takes one datagram of the kernel's and hands out its messages.
-fn receive(
-    socket: &OwnedFd,
+thread_local! {
+    /// Room for a datagram, made once for each thread.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; DATAGRAM_BYTES]);
+}
+
+/// Takes one datagram of the kernel's and hands out its messages. `each` must not take another.
+fn receive(socket: &OwnedFd, each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>) -> PortResult<()> {
+    BUFFER.with_borrow_mut(|buffer| receive_into(buffer, socket, each))
+}
+
+fn receive_into(
     buffer: &mut [u8],
+    socket: &OwnedFd,
     mut each: impl FnMut(&NetlinkHeader, &[u8]) -> PortResult<()>,
 ) -> PortResult<()> {
     let (length, sender) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), buffer) {

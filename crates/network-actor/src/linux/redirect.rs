@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
     TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key,
@@ -69,18 +68,14 @@ fn take_back(socket: &OwnedFd, request: &Redirect, answers: &[Answer]) -> bool {
 pub(super) fn remove(request: &RemoveRedirect) -> PortResult<()> {
     let operation = "RTM_DELQDISC";
     let socket = live(&request.socket, operation, &request.link)?;
-    let wanted = match request.index {
-        None => tap::named(&request.link),
-        Some(index) => {
-            let mut by_index = LinkMessage::default();
-            by_index.header.index = index;
-            by_index
+    let refused = |operation, errno| PortError::os(operation, &request.link, tap::not_found(errno));
+    let link = match request.index {
+        Some(index) => index,
+        None => {
+            let found = tap::get(socket, tap::named(&request.link));
+            found.map_err(|errno| refused("RTM_GETLINK", errno))?.header.index
         }
     };
-    let link = tap::get(socket, wanted)
-        .map_err(|errno| PortError::os("RTM_GETLINK", &request.link, tap::not_found(errno)))?
-        .header
-        .index;
     let foreign = |cause: &str| Err(PortError::new(ErrorKind::Foreign, operation, &request.link, cause.to_owned()));
     let step = match (hook(socket, link)?, filters(socket, link, &request.mark.cookie)?) {
         (Hook::Free, _) => {
@@ -100,7 +95,7 @@ pub(super) fn remove(request: &RemoveRedirect) -> PortResult<()> {
         (Hook::Ingress, Filters { ours: false, others: false }) => delete_qdisc(link),
     };
     let answer = transact(socket, vec![step])?.into_iter().next().unwrap_or(Err(Errno::EPROTO));
-    answer.map(drop).map_err(|errno| PortError::os(operation, &request.link, tap::not_found(errno)))
+    answer.map(drop).map_err(|errno| refused(operation, errno))
 }
 
 /// What sits on the ingress hook of a link.

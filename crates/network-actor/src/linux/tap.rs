@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_model::network::IpNet;
 use sandbox_model::{ErrorKind, PassedFd, PortError, PortResult};
@@ -49,7 +49,7 @@ fn dress(socket: &OwnedFd, others: &[&Arc<OwnedFd>], request: &CreateTap) -> Por
     set.attributes.push(LinkAttribute::Mtu(request.mtu));
     set.attributes.push(LinkAttribute::IfAlias(request.alias.clone()));
     let set = Request { message: RouteNetlinkMessage::SetLink(set), flags: 0 };
-    let get = Request { message: RouteNetlinkMessage::GetLink(named(&request.name)), flags: 0 };
+    let get = Request { message: RouteNetlinkMessage::GetLink(without_counters(named(&request.name))), flags: 0 };
     let answers = transact(socket, vec![set, get])?;
     let mut answers = answers.into_iter();
     let mut next = |operation: &str| -> PortResult<Vec<RouteNetlinkMessage>> {
@@ -128,7 +128,7 @@ pub(super) async fn gone(queue: Arc<OwnedFd>) {
 
 /// One link.
 pub(super) fn get(socket: &OwnedFd, wanted: LinkMessage) -> Result<LinkMessage, Errno> {
-    let request = Request { message: RouteNetlinkMessage::GetLink(wanted), flags: 0 };
+    let request = Request { message: RouteNetlinkMessage::GetLink(without_counters(wanted)), flags: 0 };
     let answer: Answer = match transact(socket, vec![request]) {
         Ok(answers) => answers.into_iter().next().unwrap_or(Err(Errno::EPROTO)),
         Err(error) => Err(error.errno.map_or(Errno::EPROTO, Errno::from_raw)),
@@ -145,6 +145,13 @@ pub(super) fn get(socket: &OwnedFd, wanted: LinkMessage) -> Result<LinkMessage, 
 /// netlink says "no such device" where files say "no such file".
 pub(super) fn not_found(errno: Errno) -> Errno {
     if errno == Errno::ENODEV { Errno::ENOENT } else { errno }
+}
+
+/// A wish for a link without its counters, which the kernel adds up over all CPUs and which are most
+/// of an answer.
+pub(super) fn without_counters(mut wanted: LinkMessage) -> LinkMessage {
+    wanted.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    wanted
 }
 
 pub(super) fn named(name: &str) -> LinkMessage {

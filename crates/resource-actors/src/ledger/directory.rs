@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{Ledger, UndoItem, UndoReport, Undone};
@@ -81,7 +82,7 @@ impl SandboxStore for DirectoryStore {
         })();
         if created.is_err() {
             // Nothing is in it but what this function has just made.
-            let _ = remove_own(&dir);
+            let _ = remove(&dir, &own_files(&dir));
         }
         created
     }
@@ -123,17 +124,16 @@ impl SandboxStore for DirectoryStore {
         let dir = self.dir(sandbox);
         // The directory goes before the ledger's name would be missed: if it cannot go, the ledger
         // stays for the next clean-up.
-        let strangers = strangers(&dir);
-        let result = match strangers {
+        let result = match contents(&dir) {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(Undone::AlreadyGone),
             Err(error) => Err(error),
-            Ok(strangers) if !strangers.is_empty() => Err(PortError::new(
+            Ok((_, strangers)) if !strangers.is_empty() => Err(PortError::new(
                 ErrorKind::Busy,
                 "rmdir",
                 dir.root().display().to_string(),
                 format!("still contains {}", strangers.join(", ")),
             )),
-            Ok(_) => remove_own(&dir).map(|()| Undone::Undone),
+            Ok((own, _)) => remove(&dir, &own).map(|()| Undone::Undone),
         };
         // Goes only if it is empty: another sandbox may live in it.
         let _ = fs::remove_dir(&self.state_dir);
@@ -178,14 +178,16 @@ fn understood<T: DeserializeOwned>(path: &Path) -> PortResult<T> {
     serde_json::from_str(&text).map_err(|error| invalid(path, error.to_string()))
 }
 
-/// Names in a sandbox's directory that are not the ledger's own.
-fn strangers(dir: &SandboxDir) -> PortResult<Vec<String>> {
-    let ours = own_files(dir);
+/// The ledger's own files in a sandbox's directory, in the order in which they go, and the names of
+/// what is none.
+fn contents(dir: &SandboxDir) -> PortResult<(Vec<PathBuf>, Vec<String>)> {
     let entries = fs::read_dir(dir.root());
     let entries = entries.map_err(|error| PortError::os("readdir", dir.root().display().to_string(), error))?;
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let strange = paths.filter(|path| !ours.contains(path));
-    Ok(strange.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
+    let found: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let ours = own_files(dir);
+    let strange = found.iter().filter(|path| !ours.contains(path));
+    let strangers = strange.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
+    Ok((ours.into_iter().filter(|path| found.contains(path)).collect(), strangers))
 }
 
 /// The ledger is the last: as long as it is there, a later clean-up finds the sandbox.
@@ -194,9 +196,9 @@ fn own_files(dir: &SandboxDir) -> [PathBuf; 6] {
     [new_of(&saved), saved, new_of(&spec), spec, new_of(&ledger), ledger]
 }
 
-fn remove_own(dir: &SandboxDir) -> PortResult<()> {
-    for path in own_files(dir) {
-        match fs::remove_file(&path) {
+fn remove(dir: &SandboxDir, files: &[PathBuf]) -> PortResult<()> {
+    for path in files {
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(PortError::os("unlink", path.display().to_string(), error));
             }
@@ -206,10 +208,15 @@ fn remove_own(dir: &SandboxDir) -> PortResult<()> {
     fs::remove_dir(dir.root()).map_err(|error| PortError::os("rmdir", dir.root().display().to_string(), error))
 }
 
+/// Read once: a process does not outlive its boot.
 fn boot_id() -> PortResult<String> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    static READ: OnceLock<String> = OnceLock::new();
+    if let Some(id) = READ.get() {
+        return Ok(id.clone());
+    }
     let id = fs::read_to_string(PATH).map_err(|error| PortError::os("read", PATH, error))?;
-    Ok(id.trim().to_owned())
+    Ok(READ.get_or_init(|| id.trim().to_owned()).clone())
 }
 
 #[cfg(test)]

@@ -20,11 +20,11 @@ pub(super) fn new_of(path: &Path) -> PathBuf {
 pub(super) fn replace(path: &Path, text: &[u8]) -> PortResult<File> {
     let new = new_of(path);
     let failed = |operation: &str, error| PortError::os(operation, path.display().to_string(), error);
+    // Truncated: a crash amid this has left one.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_TRUNC;
     let mut options = OpenOptions::new();
-    let options = options.append(true).create(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
-    let mut file = options.open(&new).map_err(|error| failed("open", error))?;
-    // What a crash amid this has left.
-    file.set_len(0).map_err(|error| failed("truncate", error))?;
+    let file = options.append(true).create(true).mode(0o600).custom_flags(flags.bits()).open(&new);
+    let mut file = file.map_err(|error| failed("open", error))?;
     file.write_all(text).map_err(|error| failed("write", error))?;
     fs::rename(&new, path).map_err(|error| failed("rename", error))?;
     Ok(file)

@@ -7,13 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use helper_process::{HelperProcess, HelperSpec, end_process, identify, is_alive};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, chmodat, fstat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, chmodat, openat, statat, unlinkat};
 use sandbox_model::config::VirtioFsCache;
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{ErrorKind, Instant, Live, PortError, PortResult};
 
 use super::on_host;
-use super::tree::{inode, open, refused};
+use super::tree::{facts, open, refused};
 use crate::host::{AdoptDaemon, AdoptedDaemon, Daemon, EndDaemon, StartDaemon, VerifyDaemon};
 
 /// How long a daemon may take to end by itself; its guest is gone, so nothing waits to be written.
@@ -135,14 +135,14 @@ async fn listening(helper: &HelperProcess, request: &StartDaemon, deadline: Inst
     let socket = on_host("chmodat", at.absolute(), deadline, move || {
         let socket = open(&at)?;
         // Through the descriptor: what is at the name is a socket and no link to anything.
-        let kind = fstat(&socket).map_err(refused("fstat", &at))?.st_mode;
-        if FileType::from_raw_mode(kind) != FileType::Socket {
+        let found = facts(&socket).map_err(refused("statx", &at))?;
+        if found.kind != FileType::Socket {
             let object = at.absolute().display().to_string();
             return Err(PortError::new(ErrorKind::Foreign, "chmodat", object, "it is no socket"));
         }
         let by_descriptor = format!("/proc/self/fd/{}", socket.as_raw_fd());
         chmodat(CWD, by_descriptor, Mode::from_raw_mode(0o600), AtFlags::empty()).map_err(refused("chmodat", &at))?;
-        inode(&socket).map_err(refused("fstat", &at))
+        Ok(found.inode)
     });
     Ok(Daemon { process: helper.identity(), socket: socket.await?, handle: Live::new(helper.clone()) })
 }
@@ -246,10 +246,10 @@ fn remove_lock(socket: &Path) -> PortResult<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Below;
+    use crate::host::{Base, Below};
 
     fn request(cache: VirtioFsCache) -> StartDaemon {
-        let below = |path: &str| Below { dir: "/run/s".into(), path: path.into() };
+        let below = |path: &str| Below { dir: "/run/s".into(), path: path.into(), base: Base::default() };
         StartDaemon {
             program: "virtiofsd".into(),
             socket: below("virtiofsd.sock"),

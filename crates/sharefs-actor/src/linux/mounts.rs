@@ -6,38 +6,25 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, fstat, openat, statx};
+use rustix::fs::{CWD, FileType, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use sandbox_model::device::Access;
 use sandbox_model::{ErrorKind, Live, PortError, PortResult};
 
 use super::attributes::{self, Depth, NODEV, NOSUID, Propagation, RDONLY};
-use super::tree::{inode, inode_of, open, refused};
-use crate::host::{Attach, Below, Detach, Export, Look, Mounted, Seen, SetId, Source, SourceKind};
-
-/// `STATX_MNT_ID_UNIQUE` (Linux 6.8), which rustix does not name.
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
-/// What is known of the mount that a descriptor lies on.
-struct Found {
-    mount_id: u64,
-    is_root: bool,
-}
-
-fn look(at: &OwnedFd) -> rustix::io::Result<Found> {
-    let seen = statx(at, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | MNT_ID_UNIQUE)?;
-    Ok(Found { mount_id: seen.stx_mnt_id, is_root: seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) })
-}
+use super::tree::{facts, open, refused};
+use crate::host::{Attach, Base, Below, Detach, Export, Look, Mounted, Seen, SetId, Source, SourceKind};
 
 pub(super) fn look_at(request: &Look) -> PortResult<Vec<Option<Seen>>> {
+    let base = Base::default();
     let seen = |path: &PathBuf| {
-        let at = Below { dir: request.dir.clone(), path: path.clone() };
+        let at = Below { dir: request.dir.clone(), path: path.clone(), base: base.clone() };
         let place = match open(&at) {
             Err(error) if error.is_absent() => return Ok(None),
             other => other?,
         };
-        let mount_id = look(&place).map_err(refused("statx", &at))?.mount_id;
-        Ok(Some(Seen { inode: inode(&place).map_err(refused("fstat", &at))?, mount_id }))
+        let found = facts(&place).map_err(refused("statx", &at))?;
+        Ok(Some(Seen { inode: found.inode, mount_id: found.mount_id }))
     };
     request.paths.iter().map(seen).collect()
 }
@@ -52,16 +39,16 @@ pub(super) fn open_source(path: &Path) -> PortResult<Source> {
     }
     let handle = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| PortError::os("open", object(), errno))?;
-    let stat = fstat(&handle).map_err(|errno| PortError::os("fstat", object(), errno))?;
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
+    let found = facts(&handle).map_err(|errno| PortError::os("statx", object(), errno))?;
+    let kind = match found.kind {
         FileType::Directory => SourceKind::Directory,
         FileType::RegularFile => SourceKind::File,
         other => {
             return Err(invalid(format!("it is {}; only directories and regular files can be", name(other))));
         }
     };
-    let mount_id = look(&handle).map_err(|errno| PortError::os("statx", object(), errno))?.mount_id;
-    Ok(Source { path: path.to_owned(), inode: inode_of(stat), mount_id, kind, handle: Live::new(handle) })
+    let (inode, mount_id) = (found.inode, found.mount_id);
+    Ok(Source { path: path.to_owned(), inode, mount_id, kind, handle: Live::new(handle) })
 }
 
 fn name(kind: FileType) -> &'static str {
@@ -108,7 +95,7 @@ pub(super) fn attach(request: &Attach) -> PortResult<Mounted> {
 /// An existing name on which nothing is mounted.
 fn free_place(at: &Below) -> PortResult<OwnedFd> {
     let target = open(at)?;
-    if look(&target).map_err(refused("statx", at))?.is_root {
+    if facts(&target).map_err(refused("statx", at))?.is_mount_root {
         let object = at.absolute().display().to_string();
         return Err(PortError::new(ErrorKind::Exists, "move_mount", object, "something is mounted there already"));
     }
@@ -126,7 +113,7 @@ fn clone_tree(of: &OwnedFd, depth: Depth) -> rustix::io::Result<OwnedFd> {
 
 /// Attaches a detached mount. The last step: what fails before or in it has changed nothing.
 fn place(tree: &OwnedFd, target: &OwnedFd, at: &Below) -> PortResult<Mounted> {
-    let mount_id = look(tree).map_err(refused("statx", at))?.mount_id;
+    let mount_id = facts(tree).map_err(refused("statx", at))?.mount_id;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", target, "", flags).map_err(refused("move_mount", at))?;
     Ok(Mounted { mount_id })
@@ -137,8 +124,8 @@ pub(super) fn detach(request: &Detach) -> PortResult<()> {
     let object = || at.absolute().display().to_string();
     let gone = || PortError::new(ErrorKind::NotFound, "umount2", object(), "nothing is mounted there");
     let target = open(at)?;
-    let found = look(&target).map_err(refused("statx", at))?;
-    if !found.is_root {
+    let found = facts(&target).map_err(refused("statx", at))?;
+    if !found.is_mount_root {
         return Err(gone());
     }
     let foreign = |cause: String| PortError::new(ErrorKind::Foreign, "umount2", object(), cause);
@@ -150,14 +137,10 @@ pub(super) fn detach(request: &Detach) -> PortResult<()> {
         // Nobody noted its id: it is ours if it shows the object that we were about to mount.
         None => {
             let wanted = openat(CWD, &request.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-            let wanted = wanted.and_then(|source| inode(&source)).ok();
-            let mounted = inode(&target).map_err(refused("fstat", at))?;
-            if wanted != Some(mounted) {
-                return Err(foreign(format!(
-                    "inode {} is mounted there, not {}",
-                    mounted.inode,
-                    request.source.display()
-                )));
+            let wanted = wanted.and_then(facts).ok().map(|source| source.inode);
+            if wanted != Some(found.inode) {
+                let (mounted, source) = (found.inode.inode, request.source.display());
+                return Err(foreign(format!("inode {mounted} is mounted there, not {source}")));
             }
         }
     }
@@ -165,8 +148,8 @@ pub(super) fn detach(request: &Detach) -> PortResult<()> {
     // the daemon holds descriptors on whatever the guest has looked up.
     unmount(format!("/proc/self/fd/{}", target.as_raw_fd()), UnmountFlags::DETACH).map_err(refused("umount2", at))?;
     drop(target);
-    let left = open(at).and_then(|place| look(&place).map_err(refused("statx", at)))?;
-    if left.is_root {
+    let left = open(at).and_then(|place| facts(place).map_err(refused("statx", at)))?;
+    if left.is_mount_root {
         return Err(foreign(format!("mount {} appeared below ours", left.mount_id)));
     }
     Ok(())
