@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use actor_shell::{Address, Ask};
+use actor_shell::{Address, Ask, Published};
 use hypervisor::VmExit;
 use sandbox_model::Instant;
-use sharefs_actor::{Daemon, ShareFsActor};
+use sharefs_actor::{Daemon, ShareFsSnapshot};
 use tokio::sync::watch;
 
-use crate::supervisor::{Crew, DaemonEnded, Published, Supervisor, VmExited};
+use crate::supervisor::{Crew, DaemonEnded, Supervisor, VmExited};
 
 /// A virtiofsd ends when its VMM does, and may be seen to end first: then it is no news of its own.
 const VMM_GRACE: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(crate) async fn vm(supervisor: Address<Supervisor>, mut exit: Exit) {
 /// Where the daemon is found that a VM needs.
 pub(crate) struct Helpers {
     daemons_are_known: watch::Receiver<bool>,
-    share: Published<ShareFsActor>,
+    share: Published<ShareFsSnapshot>,
 }
 
 impl Helpers {
@@ -49,7 +49,7 @@ impl Helpers {
     }
 
     fn daemon(&self) -> Option<Daemon> {
-        self.share.borrow().borrow().daemon.clone()
+        self.share.borrow().daemon.clone()
     }
 }
 

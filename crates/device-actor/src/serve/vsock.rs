@@ -39,7 +39,7 @@ impl Serve<AttachVsock> for DeviceActor {
         Plan::Perform(VsockTicket { request, draft: self.draft() })
     }
 
-    fn perform(&self, ticket: &VsockTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut VsockTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (bench, request) = (self.bench(&ticket.draft, call), ticket.request.clone());
         Box::pin(async move { bench.attach_vsock(request).await })
     }
