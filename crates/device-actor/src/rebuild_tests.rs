@@ -77,7 +77,8 @@ fn what_nobody_holds_is_an_orphan_there_or_not() {
 
 #[test]
 fn what_does_not_add_up_or_is_not_confirmed_is_refused() {
-    let cases: [(&str, Vec<Arc<Entry>>, Vec<PresentDevice>); 8] = [
+    type Case = (&'static str, Vec<Arc<Entry>>, Vec<PresentDevice>);
+    let cases: [Case; 8] = [
         ("the VM lost it", vec![disk(1, "blk-0", 1, 7), hold(2, "blk-0", "a")], vec![]),
         ("it sits elsewhere", vec![disk(1, "blk-0", 1, 7), hold(2, "blk-0", "a")], vec![has("blk-0", "02/09")]),
         ("a stranger", vec![], vec![has("blk-0", "02/01")]),
