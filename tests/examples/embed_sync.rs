@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<Vec<LifecycleState>, Box<dyn Error>> {
         .store(Arc::new(MemoryStore::new("/run/embedded")))
         .facts(Arc::new(SimulatedFacts::default()))
         .start()?;
-    let spec = SandboxSpec { id: SandboxId::new("sync")?, config: config(), cgroups_path: None };
+    let spec = SandboxSpec { id: SandboxId::new("sync")?, config: config().into(), cgroups_path: None };
     let sandbox = block_on(system.create_sandbox(spec))?;
     let mut seen = vec![sandbox.status().state];
     block_on(boot(&sandbox))?;

@@ -28,7 +28,8 @@ pub(crate) fn run() -> Result<usize, Box<dyn Error>> {
         let mut tasks = Vec::new();
         for n in 0..4 {
             let id = SandboxId::new(format!("pod-{n}"))?;
-            let sandbox = system.create_sandbox(SandboxSpec { id, config: config(), cgroups_path: None }).await?;
+            let sandbox =
+                system.create_sandbox(SandboxSpec { id, config: config().into(), cgroups_path: None }).await?;
             // The handle is `Send`: each sandbox is driven by a task of its own.
             tasks.push(tokio::spawn(async move {
                 boot(&sandbox).await?;

@@ -141,7 +141,7 @@ pub(crate) fn run() -> Result<Vec<String>, Box<dyn Error>> {
         .store(Arc::new(MemoryStore::new("/run/embedded")))
         .facts(Arc::new(SimulatedFacts::default()))
         .start()?;
-    let spec = SandboxSpec { id: SandboxId::new("own")?, config: config(), cgroups_path: None };
+    let spec = SandboxSpec { id: SandboxId::new("own")?, config: config().into(), cgroups_path: None };
     let sandbox = block_on(system.create_sandbox(spec))?;
     block_on(boot(&sandbox))?;
     block_on(sandbox.stop())?;

@@ -235,7 +235,8 @@ async fn hundred_containers(dir: &Path) {
         let (system, root, config) = (&system, &root, config.clone());
         async move {
             let id = SandboxId::new(format!("pod-{n}")).unwrap();
-            let sandbox = system.create_sandbox(SandboxSpec { id, config, cgroups_path: None }).await.unwrap();
+            let sandbox =
+                system.create_sandbox(SandboxSpec { id, config: config.into(), cgroups_path: None }).await.unwrap();
             sandbox.prepare_before_start_vm(essentials()).await.unwrap();
             sandbox.start_vm().await.unwrap();
             sandbox.setup_after_start_vm().await.unwrap();

@@ -182,7 +182,7 @@ impl Lab {
     /// # Panics
     /// When the library refuses it.
     pub async fn create(&self, name: &str, config: SandboxConfig) -> SandboxHandle {
-        let spec = SandboxSpec { id: self.id(name), config, cgroups_path: None };
+        let spec = SandboxSpec { id: self.id(name), config: config.into(), cgroups_path: None };
         self.system().create_sandbox(spec).await.expect("a new sandbox")
     }
 

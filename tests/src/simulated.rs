@@ -108,7 +108,7 @@ pub fn container(name: &str) -> ContainerId {
 /// As the library.
 pub async fn create(system: &ResourceSystem, name: &str) -> Result<SandboxHandle, SandboxError> {
     let id = SandboxId::new(name).expect("a literal id");
-    system.create_sandbox(SandboxSpec { id, config: config(), cgroups_path: None }).await
+    system.create_sandbox(SandboxSpec { id, config: config().into(), cgroups_path: None }).await
 }
 
 /// From `Created` to `Running`.

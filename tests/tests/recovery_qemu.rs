@@ -52,7 +52,7 @@ fn say(word: &str) {
 async fn live(task: Task) {
     let guest = Guest::find().unwrap();
     let system = system(&task.state, None);
-    let spec = SandboxSpec { id: task.id.clone(), config: guest.config(), cgroups_path: None };
+    let spec = SandboxSpec { id: task.id.clone(), config: guest.config().into(), cgroups_path: None };
     let sandbox = system.create_sandbox(spec).await.unwrap();
     let mut resources = essentials();
     resources.push(ResourceConfig::Network(NetworkRequest {

@@ -3,13 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use actix::Addr;
-use sandbox_model::Instant;
-use tokio::sync::watch;
-
 use crate::shared::Shared;
 use crate::shell::{Envelope, Shell};
-use crate::{Death, Domain, Hops, Refused, Request, Serve};
+use crate::{Death, Domain, Hops, Published, Refused, Request, Serve};
+use actix::Addr;
+use sandbox_model::Instant;
 
 /// What a message is sent with.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +26,7 @@ pub struct Address<D: Domain>(pub(crate) Arc<Reach<D>>);
 pub(crate) struct Reach<D: Domain> {
     pub(crate) mailbox: Addr<Shell<D>>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) snapshot: watch::Receiver<D::Snapshot>,
+    pub(crate) snapshot: Published<D::Snapshot>,
     pub(crate) hops: Option<Arc<dyn Hops>>,
 }
 
@@ -93,8 +91,8 @@ impl<D: Domain> Address<D> {
         self.0.shared.death.get()
     }
 
-    /// What the actor last published. It is there to be read: its changes wake nobody.
-    pub fn snapshot(&self) -> watch::Receiver<D::Snapshot> {
+    /// What the actor last published.
+    pub fn snapshot(&self) -> Published<D::Snapshot> {
         self.0.snapshot.clone()
     }
 

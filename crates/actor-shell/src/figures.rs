@@ -3,23 +3,24 @@
 //! Nobody decides by these numbers; they are written where messages pass and read by copies.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sandbox_model::Instant;
 use sandbox_model::lifecycle::ActorName;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 /// Two for each doubling of a microsecond, up to 67 s; what takes longer is in the last.
 const BUCKETS: usize = 54;
 
 /// The mailboxes of one sandbox. Clones show the same.
+///
+/// The lock is held for a few instructions, by whoever changes or copies a number.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<watch::Sender<[Mailbox; ActorName::ALL.len()]>>);
+pub struct Board(Arc<Mutex<[Mailbox; ActorName::ALL.len()]>>);
 
 /// One actor's mailbox.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Mailbox {
     /// The messages that wait: their numbers, which grow, and when they were sent.
     waiting: VecDeque<(u64, Instant)>,
@@ -28,14 +29,8 @@ struct Mailbox {
     refused: u64,
     spawned: u32,
     served: u64,
-    took: [u32; BUCKETS],
-}
-
-impl Default for Mailbox {
-    fn default() -> Self {
-        let (waiting, took) = (VecDeque::new(), [0; BUCKETS]);
-        Self { waiting, sent: 0, now: None, refused: 0, spawned: 0, served: 0, took }
-    }
+    /// As many buckets as have been needed.
+    took: Vec<u32>,
 }
 
 /// What an actor is at. Times are microseconds.
@@ -76,68 +71,60 @@ impl Board {
     /// What each actor is at now, in the order of [`ActorName::ALL`].
     pub fn figures(&self) -> Vec<Figures> {
         let now = Instant::now();
-        let mailboxes = self.0.borrow();
+        let mailboxes = self.mailboxes();
         ActorName::ALL.iter().zip(mailboxes.iter()).map(|(actor, mailbox)| mailbox.figures(*actor, now)).collect()
     }
 
-    /// Changes what is shown of an actor. Nobody waits for it, so nobody is woken.
-    fn change(&self, actor: ActorName, change: impl FnOnce(&mut Mailbox)) {
-        let index = ActorName::ALL.iter().position(|one| *one == actor);
-        self.0.send_if_modified(|mailboxes| {
-            if let Some(mailbox) = index.and_then(|index| mailboxes.get_mut(index)) {
-                change(mailbox);
-            }
-            false
-        });
+    fn mailboxes(&self) -> MutexGuard<'_, [Mailbox; ActorName::ALL.len()]> {
+        // Nothing panics while it is held, and numbers are only shown.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn spawned(&self, actor: ActorName) {
-        self.change(actor, |mailbox| {
-            mailbox.spawned += 1;
-            mailbox.now = None;
-        });
+        let mailbox = &mut self.mailboxes()[actor as usize];
+        mailbox.spawned += 1;
+        mailbox.now = None;
     }
 
     pub(crate) fn refused(&self, actor: ActorName) {
-        self.change(actor, |mailbox| mailbox.refused += 1);
+        self.mailboxes()[actor as usize].refused += 1;
     }
 
     /// A message is on its way into a mailbox. Its number is for when it waits no more.
     pub(crate) fn sent(&self, actor: ActorName, at: Instant) -> u64 {
-        let mut number = 0;
-        self.change(actor, |mailbox| {
-            mailbox.sent += 1;
-            number = mailbox.sent;
-            mailbox.waiting.push_back((number, at));
-        });
-        number
+        let mailbox = &mut self.mailboxes()[actor as usize];
+        mailbox.sent += 1;
+        mailbox.waiting.push_back((mailbox.sent, at));
+        mailbox.sent
     }
 
     /// A message waits no more, and is being served: its name, since when, and until when.
     pub(crate) fn taken(&self, actor: ActorName, number: u64, now: (&'static str, Instant, Instant)) {
-        self.change(actor, |mailbox| {
-            mailbox.forget(number);
-            mailbox.now = Some(now);
-        });
+        let mailbox = &mut self.mailboxes()[actor as usize];
+        mailbox.forget(number);
+        mailbox.now = Some(now);
     }
 
     /// A message waits no more, and is not served.
     pub(crate) fn cancelled(&self, actor: ActorName, number: u64) {
-        self.change(actor, |mailbox| mailbox.forget(number));
+        self.mailboxes()[actor as usize].forget(number);
     }
 
-    pub(crate) fn answered(&self, actor: ActorName, was_refused: bool) {
-        let now = Instant::now();
-        self.change(actor, |mailbox| {
-            let Some((_, taken, _)) = mailbox.now.take() else { return };
-            if was_refused {
-                mailbox.refused += 1;
-            } else {
-                mailbox.served += 1;
-                let count = &mut mailbox.took[bucket(micros(now - taken))];
-                *count = count.saturating_add(1);
-            }
-        });
+    /// A message is answered that was taken at `taken`. One that was answered at once was not shown as
+    /// being served, and still has its number.
+    pub(crate) fn answered(&self, actor: ActorName, number: Option<u64>, taken: Instant, was_refused: bool) {
+        let bucket = bucket(micros(taken.elapsed()));
+        let mailbox = &mut self.mailboxes()[actor as usize];
+        mailbox.now = None;
+        if let Some(number) = number {
+            mailbox.forget(number);
+        }
+        if was_refused {
+            mailbox.refused += 1;
+        } else {
+            mailbox.served += 1;
+            mailbox.count(bucket);
+        }
     }
 }
 
@@ -147,6 +134,13 @@ impl Mailbox {
         if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == number) {
             self.waiting.remove(place);
         }
+    }
+
+    fn count(&mut self, bucket: usize) {
+        if self.took.len() <= bucket {
+            self.took.resize(bucket + 1, 0);
+        }
+        self.took[bucket] = self.took[bucket].saturating_add(1);
     }
 
     fn oldest(&self) -> Option<Instant> {
@@ -219,7 +213,7 @@ mod tests {
         let mut mailbox = Mailbox::default();
         assert_eq!(mailbox.quantile(50), None);
         for us in 1..=100 {
-            mailbox.took[bucket(us)] += 1;
+            mailbox.count(bucket(us));
         }
         assert!(mailbox.quantile(50).is_some_and(|us| (50..=75).contains(&us)));
         assert!(mailbox.quantile(99).is_some_and(|us| us >= 99));
@@ -231,7 +225,7 @@ mod tests {
         let actor = ActorName::Device;
         board.spawned(actor);
         let sent = || board.sent(actor, Instant::now());
-        let (first, _, third) = (sent(), sent(), sent());
+        let (first, second, third) = (sent(), sent(), sent());
         tokio::time::advance(Duration::from_millis(3)).await;
         board.cancelled(actor, third);
         let taken = Instant::now();
@@ -241,11 +235,12 @@ mod tests {
         let now = InFlight { message: "AttachDevice".into(), elapsed_us: 2_000, deadline_us: 1_000_000 };
         assert_eq!((figures.actor, &figures.now), (actor, &Some(now)));
         assert_eq!((figures.waiting, figures.oldest_us), (1, Some(5_000)));
-        board.answered(actor, false);
+        board.answered(actor, None, taken, false);
+        board.answered(actor, Some(second), Instant::now(), false);
         board.refused(actor);
         board.spawned(actor);
         let figures = &board.figures()[1];
-        assert_eq!((figures.served, figures.refused, figures.restarted, figures.waiting), (1, 1, 1, 1));
+        assert_eq!((figures.served, figures.refused, figures.restarted, figures.waiting), (2, 1, 1, 0));
         assert_eq!(figures.now, None);
         assert!(board.figures().iter().all(|other| other.actor == actor || other.served == 0));
     }

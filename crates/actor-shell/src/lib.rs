@@ -41,6 +41,7 @@ mod address;
 mod arbiters;
 mod figures;
 mod performing;
+mod published;
 mod shared;
 mod shell;
 #[cfg(test)]
@@ -62,6 +63,7 @@ use shared::Interrupt;
 pub use address::{Address, Ask};
 pub use arbiters::{Arbiters, StartError, blocking, blocking_after_effect, to_its_end};
 pub use figures::{Board, Figures, InFlight};
+pub use published::Published;
 pub use shell::{spawn, spawn_afar};
 
 /// A future that stays on its thread.
@@ -101,8 +103,9 @@ pub trait Serve<R: Request>: Domain {
     /// Validates and reserves, or answers at once.
     fn plan(&mut self, request: R, call: &Call) -> Plan<Self::Ticket, R::Reply>;
 
-    /// Acts on the world. The future owns clones of the clients that it needs, and no state.
-    fn perform(&self, ticket: &Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome>;
+    /// Acts on the world. The future owns clones of the clients that it needs, and no state. It may take
+    /// out of the ticket what `settle` does not need.
+    fn perform(&self, ticket: &mut Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome>;
 
     /// Commits, releases, or marks doubtful. Runs exactly once for each ticket.
     fn settle(&mut self, ticket: Self::Ticket, done: Completion<Self::Outcome>) -> R::Reply;

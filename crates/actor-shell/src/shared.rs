@@ -62,18 +62,23 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Place {
     shared: Arc<Shared>,
-    /// Its number on the board, until it is taken.
+    /// Its number on the board, for as long as it is shown as waiting.
     waiting: Option<u64>,
     /// How many interruptions there had been when it was sent.
     interruptions: u64,
 }
 
 impl Place {
-    /// It waits no more: its actor serves it.
+    /// It waits no more: its actor serves it, which will take its time.
     pub(crate) fn taken(&mut self, message: &'static str, taken: Instant, deadline: Instant) {
         if let Some(number) = self.waiting.take() {
             self.shared.board.taken(self.shared.actor, number, (message, taken, deadline));
         }
+    }
+
+    /// Its message is answered, having been taken at `taken`.
+    pub(crate) fn answered(&mut self, taken: Instant, was_refused: bool) {
+        self.shared.board.answered(self.shared.actor, self.waiting.take(), taken, was_refused);
     }
 
     /// How its message learns of interruptions.

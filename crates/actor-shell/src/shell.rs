@@ -8,20 +8,19 @@ use sandbox_model::Instant;
 use sandbox_model::trace::{Event, Place};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::watch;
 
 use crate::address::Reach;
 use crate::arbiters::abandoned_calls;
 use crate::performing::{Performing, Served};
 use crate::shared::{self, Shared};
-use crate::{Address, Call, Death, Domain, Hops, Identity, Plan, Refused, Request, Serve, panic_text};
+use crate::{Address, Call, Death, Domain, Hops, Identity, Plan, Published, Refused, Request, Serve, panic_text};
 
 /// A domain with a mailbox.
 pub(crate) struct Shell<D: Domain> {
     pub(crate) domain: D,
     identity: Identity,
     shared: Arc<Shared>,
-    snapshot: watch::Sender<D::Snapshot>,
+    snapshot: Published<D::Snapshot>,
     /// Whether the last message was dropped in the middle.
     pub(crate) was_cut_off: bool,
 }
@@ -45,23 +44,27 @@ impl<D: Domain> Actor for Shell<D> {
 
 /// Gives `domain` a mailbox on this thread, which must run a `LocalSet` (an arbiter does).
 pub fn spawn<D: Domain>(domain: D, identity: Identity) -> Address<D> {
-    spawn_afar(domain, identity, None)
+    spawn_afar(domain, identity, Published::default(), None)
 }
 
-/// As [`spawn`], with an actor to which messages are on their way for as long as `hops` says.
-pub fn spawn_afar<D: Domain>(mut domain: D, identity: Identity, hops: Option<Arc<dyn Hops>>) -> Address<D> {
-    let mut first = D::Snapshot::default();
-    domain.publish(&mut first);
-    let (snapshot, seen) = watch::channel(first);
+/// As [`spawn`], with an actor that publishes in `snapshot`, where one before it may have done so, and
+/// to which messages are on their way for as long as `hops` says.
+pub fn spawn_afar<D: Domain>(
+    domain: D,
+    identity: Identity,
+    snapshot: Published<D::Snapshot>,
+    hops: Option<Arc<dyn Hops>>,
+) -> Address<D> {
     let shared = Shared::new(identity.actor, identity.bound, identity.cause.board.clone());
     shared.board.spawned(identity.actor);
-    let shell = Shell { domain, identity, shared: shared.clone(), snapshot, was_cut_off: false };
+    let mut shell = Shell { domain, identity, shared: shared.clone(), snapshot: snapshot.clone(), was_cut_off: false };
+    shell.publish();
     let mailbox = Shell::create(move |ctx| {
         // Without a limit of its own: admission is ours, since actix counts per clone of an address.
         ctx.set_mailbox_capacity(0);
         shell
     });
-    Address(Arc::new(Reach { mailbox, shared, snapshot: seen, hops }))
+    Address(Arc::new(Reach { mailbox, shared, snapshot, hops }))
 }
 
 pub(crate) type Answer<R> = Result<<R as Request>::Reply, Refused>;
@@ -76,7 +79,6 @@ where
     fn handle(&mut self, envelope: Envelope<R>, _: &mut Self::Context) -> Served<D, R> {
         let Envelope { request, deadline, cause, sent, mut place } = envelope;
         let record = self.received(&request, cause, sent);
-        place.taken(R::NAME, record.taken, deadline);
         let call = Call { seq: record.seq, deadline, interrupt: place.interrupt() };
         self.identity.cause.set(record.seq);
 
@@ -85,8 +87,8 @@ where
         }
         let planned = catch_unwind(AssertUnwindSafe(|| match self.domain.plan(request, &call) {
             Plan::Answer(reply) => Err(reply),
-            Plan::Perform(ticket) => {
-                let effect = self.domain.perform(&ticket, &call);
+            Plan::Perform(mut ticket) => {
+                let effect = self.domain.perform(&mut ticket, &call);
                 Ok((ticket, effect))
             }
         }));
@@ -99,6 +101,7 @@ where
             Ok(Ok(planned)) => planned,
         };
 
+        place.taken(R::NAME, record.taken, deadline);
         // What the last message left running comes to its end before this one looks at the world.
         let effect = if std::mem::take(&mut self.was_cut_off) {
             Box::pin(async move {
@@ -146,11 +149,11 @@ impl<D: Domain> Shell<D> {
         &mut self,
         record: &Received,
         answer: Answer<R>,
-        place: shared::Place,
+        mut place: shared::Place,
     ) -> Answer<R> {
         self.publish();
         self.replied::<R>(record, &answer);
-        drop(place);
+        place.answered(record.taken, answer.is_err());
         answer
     }
 
@@ -171,12 +174,7 @@ impl<D: Domain> Shell<D> {
 
     fn publish(&mut self) {
         if self.shared.death.get().is_none() {
-            let domain = &mut self.domain;
-            // Whoever wants to see it looks. Nobody waits for it, so nobody is woken.
-            self.snapshot.send_if_modified(|snapshot| {
-                domain.publish(snapshot);
-                false
-            });
+            self.domain.publish(&mut self.snapshot.borrow());
         }
     }
 
@@ -215,7 +213,6 @@ impl<D: Domain> Shell<D> {
                 service_us: micros(record.taken.elapsed()),
             });
         }
-        self.shared.board.answered(self.identity.actor, answer.is_err());
         self.identity.cause.set(0);
     }
 }

@@ -70,7 +70,7 @@ impl Serve<Work> for Worker {
         if request.millis == 0 { Plan::Answer("at once".into()) } else { Plan::Perform(request) }
     }
 
-    fn perform(&self, work: &Work, _: &Call) -> LocalFuture<()> {
+    fn perform(&self, work: &mut Work, _: &Call) -> LocalFuture<()> {
         let (millis, panic_in) = (work.millis, work.panic_in);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(millis)).await;
@@ -295,7 +295,7 @@ impl Serve<Block> for Worker {
         Plan::Perform(request.millis)
     }
 
-    fn perform(&self, millis: &u64, _: &Call) -> LocalFuture<()> {
+    fn perform(&self, millis: &mut u64, _: &Call) -> LocalFuture<()> {
         let millis = *millis;
         Box::pin(crate::blocking(move || {
             ENDED.store(false, std::sync::atomic::Ordering::SeqCst);

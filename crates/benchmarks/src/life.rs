@@ -1,6 +1,7 @@
 //! One sandbox's life, step by step, as a runtime would drive it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use oci_spec::runtime::{
@@ -60,7 +61,7 @@ impl Times {
 #[derive(Debug, Clone)]
 pub struct Life {
     /// The sandbox's configuration.
-    pub config: SandboxConfig,
+    pub config: Arc<SandboxConfig>,
     /// Where its NIC comes from.
     pub network: NetworkSource,
     /// Root file system of its container.
@@ -73,7 +74,7 @@ impl Life {
     /// A life on the simulated host: nothing of what it names is ever opened.
     pub fn simulated() -> Self {
         Self {
-            config: config(),
+            config: config().into(),
             network: own_network(),
             rootfs: "/images/one".into(),
             volumes: vec!["/srv/data".into(), "/srv/config".into(), "/srv/secrets".into()],

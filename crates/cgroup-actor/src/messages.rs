@@ -1,6 +1,7 @@
 //! What the cgroup actor can be asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use actor_shell::Request;
 use sandbox_model::adopt::{AdoptError, Confirmed};
@@ -137,7 +138,7 @@ impl Request for UpdateCpuset {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdoptCgroups {
     /// The actor's live entries, oldest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// What the groups were made with.
     pub groups: CreateCgroups,
     /// The VMM, if it has a process of its own.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sandbox_model::ContainerId;
 use sandbox_model::adopt::AdoptError;
@@ -17,7 +18,7 @@ use crate::messages::CpusetOf;
 ///
 /// # Errors
 /// [`AdoptError::Contradiction`]: a kept list is none.
-pub(crate) fn table(entries: &[Entry], kept: &[CpusetOf]) -> Result<CpusetTable, AdoptError> {
+pub(crate) fn table(entries: &[Arc<Entry>], kept: &[CpusetOf]) -> Result<CpusetTable, AdoptError> {
     let shares: BTreeSet<&ContainerId> = entries
         .iter()
         .filter_map(|entry| match &entry.object {
@@ -39,7 +40,7 @@ pub(crate) fn table(entries: &[Entry], kept: &[CpusetOf]) -> Result<CpusetTable,
 ///
 /// # Errors
 /// [`AdoptError`].
-pub(crate) fn confirm(entries: &[Entry], surveys: &[&Survey]) -> Result<usize, AdoptError> {
+pub(crate) fn confirm(entries: &[Arc<Entry>], surveys: &[&Survey]) -> Result<usize, AdoptError> {
     let found = |survey: &&Survey| survey.group.directories.clone().into_iter().zip(survey.inodes.clone());
     let found: BTreeMap<PathBuf, Option<u64>> = surveys.iter().flat_map(found).collect();
     let (mut confirmed, mut lost) = (0, Vec::new());
@@ -74,11 +75,11 @@ mod tests {
     use super::*;
     use crate::host::Group;
 
-    fn entry(object: HostObject, identity: Option<Identity>) -> Entry {
-        Entry { id: EntryId(1), actor: ActorName::Cgroup, scope: Scope::Sandbox, object, identity }
+    fn entry(object: HostObject, identity: Option<Identity>) -> Arc<Entry> {
+        Arc::new(Entry { id: EntryId(1), actor: ActorName::Cgroup, scope: Scope::Sandbox, object, identity })
     }
 
-    fn group(inodes: &[u64]) -> Entry {
+    fn group(inodes: &[u64]) -> Arc<Entry> {
         let paths = vec!["/c/joint".into(), "/c/joint/p".into()];
         entry(HostObject::Cgroup { paths }, Some(Identity::Inodes { inodes: inodes.to_vec() }))
     }
@@ -88,7 +89,7 @@ mod tests {
         Survey { group, inodes: vec![inode], ..Survey::default() }
     }
 
-    fn share(name: &str) -> Entry {
+    fn share(name: &str) -> Arc<Entry> {
         entry(HostObject::ResourceShare { container: ContainerId::new(name).unwrap() }, Some(Identity::Named))
     }
 

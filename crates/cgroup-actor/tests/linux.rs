@@ -112,7 +112,7 @@ impl Lab {
         self.actor.ask(request, soon()).await.expect("served").map(|cpuset| cpuset.cpus)
     }
 
-    async fn undo(&self, entries: Vec<Entry>) -> UndoReport {
+    async fn undo(&self, entries: Vec<Arc<Entry>>) -> UndoReport {
         // As after a crash: an actor that knows nothing but the entries.
         let fresh = actor(self.host.clone(), &self.ledger, &self.sandbox);
         fresh.ask(UndoCgroups(Undo { entries, vm: VmFate::Gone }), soon()).await.expect("served")
@@ -120,8 +120,8 @@ impl Lab {
 
     fn made(&self) -> Vec<PathBuf> {
         let entries = self.ledger.newest_first().into_iter();
-        let paths = entries.filter_map(|entry| match entry.object {
-            HostObject::Cgroup { paths } => Some(paths),
+        let paths = entries.filter_map(|entry| match &entry.object {
+            HostObject::Cgroup { paths } => Some(paths.clone()),
             _ => None,
         });
         paths.flatten().collect()
@@ -276,7 +276,8 @@ fn sandboxes_share_the_joint_parent_and_each_undo_is_harmless_twice() {
             one.ledger.intend(entry.actor, entry.scope.clone(), entry.object.clone()).unwrap();
         }
         let ids = one.ledger.newest_first().into_iter().map(|entry| entry.id);
-        let unrecorded = ids.zip(entries).map(|(id, entry)| Entry { id, ..entry }).collect();
+        let unrecorded =
+            ids.zip(entries).map(|(id, entry)| Arc::new(Entry { id, ..Arc::unwrap_or_clone(entry) })).collect();
         let report = one.undo(unrecorded).await;
         assert!(report.items.iter().all(|item| item.result == Ok(Undone::AlreadyGone)), "{report:?}");
         assert!(groups[1].is_dir() && one.ledger.list().is_empty());
@@ -341,7 +342,8 @@ fn an_intent_without_an_outcome_is_undone_by_what_is_there() {
         lab.create(None).await.unwrap();
         lab.end_vm();
         let made = lab.made();
-        let entries = lab.ledger.newest_first().into_iter().map(|entry| Entry { identity: None, ..entry }).collect();
+        let mut entries = lab.ledger.newest_first();
+        entries.iter_mut().for_each(|entry| Arc::make_mut(entry).identity = None);
         let report = lab.undo(entries).await;
         assert!(report.is_clean(), "{report:?}");
         assert!(made.iter().all(|path| !path.exists() || !path.ends_with(lab.sandbox.as_str())));

@@ -1,6 +1,7 @@
 //! What the device actor can be asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use actor_shell::Request;
 use oci_spec::runtime::{LinuxDevice, LinuxResources};
@@ -142,7 +143,7 @@ impl Request for AttachVfio {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdoptDevices {
     /// The actor's live entries, oldest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
 }
 
 impl Request for AdoptDevices {

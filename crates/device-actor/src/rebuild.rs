@@ -1,6 +1,7 @@
 //! The table as the ledger and the VMM have it, after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use hypervisor::PresentDevice;
 use sandbox_model::DeviceId;
@@ -18,7 +19,7 @@ pub struct Rebuilt {
     /// doubtful, as after a message that was cut off.
     pub table: DeviceTable,
     /// What nobody holds.
-    pub orphans: Vec<Entry>,
+    pub orphans: Vec<Arc<Entry>>,
     /// Devices that the VMM has where the ledger says.
     pub confirmed: usize,
 }
@@ -31,7 +32,7 @@ pub struct Rebuilt {
 pub fn rebuild(
     bridges: u8,
     first_bridge_slot: u8,
-    entries: &[Entry],
+    entries: &[Arc<Entry>],
     present: &[PresentDevice],
 ) -> Result<Rebuilt, AdoptError> {
     let present: BTreeMap<&DeviceId, Option<&PciPath>> =
@@ -87,7 +88,7 @@ pub fn rebuild(
 }
 
 /// Who holds what, by the name of what is held.
-fn holders(entries: &[Entry]) -> Result<BTreeMap<&str, Vec<&Scope>>, AdoptError> {
+fn holders(entries: &[Arc<Entry>]) -> Result<BTreeMap<&str, Vec<&Scope>>, AdoptError> {
     let named = entries.iter().filter_map(|entry| match &entry.object {
         HostObject::VmDevice { device, .. } => Some(device.as_str()),
         HostObject::VfioBinding { bdf, .. } => Some(bdf.as_str()),

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use sandbox_model::ContainerId;
 use sandbox_model::device::{Access, DiskFormat, DiskIdentity};
 use sandbox_model::ledger::{EntryId, Identity};
@@ -6,24 +8,29 @@ use sandbox_model::lifecycle::ActorName;
 use super::*;
 use crate::table::Phase;
 
-fn entry(id: u64, object: HostObject) -> Entry {
-    Entry { id: EntryId(id), actor: ActorName::Device, scope: Scope::Sandbox, object, identity: Some(Identity::Named) }
+fn entry(id: u64, object: HostObject) -> Arc<Entry> {
+    held(id, Scope::Sandbox, object)
 }
 
-fn disk(id: u64, name: &str, slot: u8, inode: u64) -> Entry {
+fn held(id: u64, scope: Scope, object: HostObject) -> Arc<Entry> {
+    Arc::new(Entry { id: EntryId(id), actor: ActorName::Device, scope, object, identity: Some(Identity::Named) })
+}
+
+fn disk(id: u64, name: &str, slot: u8, inode: u64) -> Arc<Entry> {
     let identity = DiskIdentity::File { device: 1, inode };
     let role = DeviceRole::Disk { identity, access: Access::ReadWrite, format: DiskFormat::Raw, direct: false };
     let device = DeviceId::new(name).unwrap();
     entry(id, HostObject::VmDevice { device, kind: "block".into(), slot: PciSlot { bridge: 0, slot }, role })
 }
 
-fn hold(id: u64, name: &str, container: &str) -> Entry {
+fn hold(id: u64, name: &str, container: &str) -> Arc<Entry> {
     let scope = Scope::Container(ContainerId::new(container).unwrap());
-    Entry { scope, ..entry(id, HostObject::Hold { object: name.into() }) }
+    held(id, scope, HostObject::Hold { object: name.into() })
 }
 
-fn intent(entry: Entry) -> Entry {
-    Entry { identity: None, ..entry }
+fn intent(mut entry: Arc<Entry>) -> Arc<Entry> {
+    Arc::make_mut(&mut entry).identity = None;
+    entry
 }
 
 fn has(name: &str, path: &str) -> PresentDevice {
@@ -70,7 +77,8 @@ fn what_nobody_holds_is_an_orphan_there_or_not() {
 
 #[test]
 fn what_does_not_add_up_or_is_not_confirmed_is_refused() {
-    let cases: [(&str, Vec<Entry>, Vec<PresentDevice>); 8] = [
+    type Case = (&'static str, Vec<Arc<Entry>>, Vec<PresentDevice>);
+    let cases: [Case; 8] = [
         ("the VM lost it", vec![disk(1, "blk-0", 1, 7), hold(2, "blk-0", "a")], vec![]),
         ("it sits elsewhere", vec![disk(1, "blk-0", 1, 7), hold(2, "blk-0", "a")], vec![has("blk-0", "02/09")]),
         ("a stranger", vec![], vec![has("blk-0", "02/01")]),

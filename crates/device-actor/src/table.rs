@@ -152,7 +152,8 @@ fn holder(scope: &Scope) -> Holder {
 /// The devices of one VM. Every look-up is by key, none walks the devices.
 #[derive(Debug, Clone)]
 pub struct DeviceTable {
-    devices: BTreeMap<DeviceId, Device>,
+    /// Boxed: a node has room for eleven, and most VMs have few.
+    devices: BTreeMap<DeviceId, Box<Device>>,
     keys: BTreeMap<DeviceKey, DeviceId>,
     slots: SlotPool,
     /// Next number of each prefix. Only grows: an id is never used twice.
@@ -195,17 +196,17 @@ impl DeviceTable {
 
     /// One device.
     pub fn get(&self, id: &DeviceId) -> Option<&Device> {
-        self.devices.get(id)
+        self.devices.get(id).map(AsRef::as_ref)
     }
 
     /// The device with a key.
     pub fn by_key(&self, key: &DeviceKey) -> Option<&Device> {
-        self.devices.get(self.keys.get(key)?)
+        self.get(self.keys.get(key)?)
     }
 
     /// All devices.
     pub fn iter(&self) -> impl Iterator<Item = &Device> {
-        self.devices.values()
+        self.devices.values().map(AsRef::as_ref)
     }
 
     /// The slots.
@@ -234,7 +235,7 @@ impl DeviceTable {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Reserved(device) => self.insert(*device),
+            Change::Reserved(device) => self.insert(device),
             Change::Plugged(id, path) => {
                 self.set_phase(&id, Phase::Present);
                 if let Some(device) = self.devices.get_mut(&id) {
@@ -257,7 +258,7 @@ impl DeviceTable {
         }
     }
 
-    fn insert(&mut self, device: Device) {
+    fn insert(&mut self, device: Box<Device>) {
         assert!(self.slots.take(device.slot), "slot {:?} of {} is taken", device.slot, device.id);
         self.retire(&device.id);
         if let Some(key) = &device.key {

@@ -62,11 +62,11 @@ impl Lab {
         self.actor.ask(AttachDevice { config, holder }, soon()).await.expect("served")
     }
 
-    async fn undo(&self, entries: Vec<Entry>, vm: VmFate) -> UndoReport {
+    async fn undo(&self, entries: Vec<Arc<Entry>>, vm: VmFate) -> UndoReport {
         self.actor.ask(UndoDevices(Undo { entries, vm }), soon()).await.expect("served")
     }
 
-    fn entries_of(&self, container: &str) -> Vec<Entry> {
+    fn entries_of(&self, container: &str) -> Vec<Arc<Entry>> {
         let scope = scope(container);
         self.ledger.newest_first().into_iter().filter(|entry| entry.scope == scope).collect()
     }

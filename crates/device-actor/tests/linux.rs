@@ -83,7 +83,7 @@ impl Lab {
     }
 
     /// As after a crash: an actor that knows nothing but the entries.
-    async fn undo(&self, entries: Vec<Entry>) -> UndoReport {
+    async fn undo(&self, entries: Vec<Arc<Entry>>) -> UndoReport {
         let fresh = actor(&self.world, &self.ledger, &self.sandbox);
         let undo = UndoDevices(Undo { entries, vm: VmFate::Gone });
         fresh.ask(undo, within(Duration::from_secs(10))).await.expect("served")
@@ -119,8 +119,10 @@ fn the_vsock_daemon_serves_both_sockets_and_goes_with_its_entries() {
             let process = lab.process().unwrap();
             assert!(helper_process::is_alive(process));
             assert!(lab.path("vsock.sock").exists() && lab.path("hybrid.sock").exists());
-            let forget = |entry: Entry| if is_recorded { entry } else { Entry { identity: None, ..entry } };
-            let entries = lab.ledger.newest_first().into_iter().map(forget).collect();
+            let mut entries = lab.ledger.newest_first();
+            if !is_recorded {
+                entries.iter_mut().for_each(|entry| Arc::make_mut(entry).identity = None);
+            }
             let report = lab.undo(entries).await;
             assert!(report.is_clean(), "{report:?}");
             assert!(!helper_process::is_alive(process));

@@ -2,6 +2,7 @@
 //! namespace.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::adopt::{AdoptError, Confirmed};
@@ -25,7 +26,7 @@ pub struct Whereabouts {
 ///
 /// # Errors
 /// [`AdoptError::Contradiction`]: they speak of two.
-pub fn whereabouts(entries: &[Entry]) -> Result<Option<Whereabouts>, AdoptError> {
+pub fn whereabouts(entries: &[Arc<Entry>]) -> Result<Option<Whereabouts>, AdoptError> {
     let mut found: Option<Whereabouts> = None;
     for entry in entries {
         let (path, inode) = match (&entry.object, &entry.identity) {
@@ -56,7 +57,7 @@ pub fn whereabouts(entries: &[Entry]) -> Result<Option<Whereabouts>, AdoptError>
 ///
 /// # Errors
 /// [`AdoptError::Unconfirmed`] names those that are gone, or of which another has taken the place.
-pub fn confirm(entries: &[Entry], place: &Whereabouts, opened: &OpenedNamespace) -> Result<usize, AdoptError> {
+pub fn confirm(entries: &[Arc<Entry>], place: &Whereabouts, opened: &OpenedNamespace) -> Result<usize, AdoptError> {
     let Inode { inode, .. } = opened.identity;
     let (mut confirmed, mut lost) = (0, Vec::new());
     let link = |name: &str| opened.view.links.iter().find(|link| link.name == name);
@@ -84,7 +85,7 @@ pub fn confirm(entries: &[Entry], place: &Whereabouts, opened: &OpenedNamespace)
 }
 
 impl Serve<AdoptNetwork> for NetworkActor {
-    type Ticket = (Vec<Entry>, Option<Whereabouts>);
+    type Ticket = (Vec<Arc<Entry>>, Option<Whereabouts>);
     type Outcome = Result<(Option<Held>, usize), AdoptError>;
 
     fn plan(&mut self, request: AdoptNetwork, _: &Call) -> Plan<Self::Ticket, Result<Confirmed, AdoptError>> {
@@ -100,7 +101,7 @@ impl Serve<AdoptNetwork> for NetworkActor {
         }
     }
 
-    fn perform(&self, (entries, place): &Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, (entries, place): &mut Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (host, deadline) = (self.host(), call.deadline);
         let (entries, place) = (entries.clone(), place.clone());
         Box::pin(async move {
@@ -138,11 +139,11 @@ mod tests {
     use super::*;
     use crate::view::NamespaceView;
 
-    fn entry(object: HostObject, identity: Option<Identity>) -> Entry {
-        Entry { id: EntryId(1), actor: ActorName::Network, scope: Scope::Sandbox, object, identity }
+    fn entry(object: HostObject, identity: Option<Identity>) -> Arc<Entry> {
+        Arc::new(Entry { id: EntryId(1), actor: ActorName::Network, scope: Scope::Sandbox, object, identity })
     }
 
-    fn tap(namespace: &str, index: Option<u32>) -> Entry {
+    fn tap(namespace: &str, index: Option<u32>) -> Arc<Entry> {
         let object = HostObject::Tap {
             namespace: namespace.into(),
             name: "tap0_kata".into(),
@@ -151,7 +152,7 @@ mod tests {
         entry(object, index.map(|index| Identity::Link { index, namespace_inode: 9 }))
     }
 
-    fn qdisc(index: u32) -> Entry {
+    fn qdisc(index: u32) -> Arc<Entry> {
         let object = HostObject::IngressQdisc { namespace: "/ns".into(), link: "eth0".into() };
         entry(object, Some(Identity::Link { index, namespace_inode: 9 }))
     }

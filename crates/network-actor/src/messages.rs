@@ -1,6 +1,7 @@
 //! What the network actor can be asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use actor_shell::Request;
 use sandbox_model::PortError;
@@ -72,7 +73,7 @@ impl Request for SetUpNetwork {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdoptNetwork {
     /// The actor's live entries, oldest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
 }
 
 impl Request for AdoptNetwork {

@@ -128,7 +128,7 @@ impl Serve<SetUpNetwork> for NetworkActor {
         }
     }
 
-    fn perform(&self, wish: &Wish, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, wish: &mut Wish, call: &Call) -> LocalFuture<Self::Outcome> {
         let set_up = SetUp {
             journal: self.journal.clone(),
             host: self.host.clone(),
@@ -169,7 +169,7 @@ impl Serve<UndoNetwork> for NetworkActor {
         Plan::Perform(message.0)
     }
 
-    fn perform(&self, undo: &Undo, call: &Call) -> LocalFuture<UndoReport> {
+    fn perform(&self, undo: &mut Undo, call: &Call) -> LocalFuture<UndoReport> {
         let undoing = Undoing {
             journal: self.journal.clone(),
             host: self.host.clone(),
@@ -198,10 +198,9 @@ impl Serve<UndoNetwork> for NetworkActor {
 /// The report of an undo that was dropped in the middle: the ledger knows which entries are gone,
 /// and undoing one of those again does no harm.
 fn unanswered(undo: &Undo, why: &str) -> UndoReport {
-    let items = undo.entries.iter().map(|entry| UndoItem {
-        entry: entry.id,
-        object: entry.object.to_string(),
-        result: Err(PortError::timed_out("undo", entry.object.to_string(), why)),
+    let items = undo.entries.iter().map(|entry| {
+        let error = PortError::timed_out("undo", entry.object.to_text(), why);
+        UndoItem::of(entry, Err(error))
     });
     UndoReport { items: items.collect() }
 }

@@ -24,12 +24,12 @@ impl Undoing {
     ///
     /// One after the other: the kernel does what takes its time, deleting a link, under one lock
     /// for the whole namespace anyway.
-    pub(crate) async fn run(mut self, entries: Vec<Entry>) -> UndoReport {
+    pub(crate) async fn run(mut self, entries: Vec<Arc<Entry>>) -> UndoReport {
         let journal = self.journal.clone();
         let mut report = UndoReport::default();
         for entry in entries {
             let result = journal.unmake(&entry, self.remove(&entry)).await;
-            report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
+            report.items.push(UndoItem::of(&entry, result));
         }
         report
     }
@@ -134,5 +134,5 @@ fn file_identity(entry: &Entry) -> PortResult<Option<Inode>> {
 
 fn wrong_identity(entry: &Entry) -> PortError {
     let cause = format!("the ledger's identity does not fit the object: {:?}", entry.identity);
-    PortError::new(ErrorKind::Invalid, "undo", entry.object.to_string(), cause)
+    PortError::new(ErrorKind::Invalid, "undo", entry.object.to_text(), cause)
 }

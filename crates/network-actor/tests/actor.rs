@@ -153,7 +153,7 @@ fn a_pod_gets_a_tap_and_a_redirect_in_the_ledger_and_loses_them_again() {
         let actor = bench.actor(None);
         let up = set_up(&actor, pod(), InterworkingModel::TcFilter, 2).await.unwrap();
         assert_eq!((up.nics[0].tap.as_str(), up.nics[0].queues.len()), ("tap0_kata", 2));
-        let objects: Vec<_> = bench.ledger.live().into_iter().map(|entry| entry.object).collect();
+        let objects: Vec<_> = bench.ledger.live().into_iter().map(|entry| entry.object.clone()).collect();
         let namespace = PathBuf::from(POD);
         let tap = HostObject::Tap {
             namespace: namespace.clone(),

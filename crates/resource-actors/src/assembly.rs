@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actor_shell::{Address, Board, CurrentCause, Domain, Identity, spawn_afar};
+use actor_shell::{Address, Board, CurrentCause, Domain, Identity, Published, spawn_afar};
 use cgroup_actor::CgroupActor;
 use cgroup_actor::host::CgroupHostProxy;
 use device_actor::DeviceActor;
@@ -63,7 +63,7 @@ impl Parts {
         spec: &SandboxSpec,
         state: LifecycleState,
         facts: &Facts,
-        ledger: &[Entry],
+        ledger: &[Arc<Entry>],
     ) {
         if self.sink.is_recording() {
             let place = Place::outside(&*self.sink, &spec.id);
@@ -81,11 +81,11 @@ impl Parts {
         spec: SandboxSpec,
         ledger: Rc<dyn Ledger>,
         state: LifecycleState,
-        facts: Facts,
+        facts: Arc<Facts>,
         registry: Registry,
     ) -> Result<SandboxHandle, SandboxError> {
         let SandboxSpec { id, config, cgroups_path } = spec;
-        let (config, dir) = (Arc::new(config), SandboxDir::new(self.store.state_dir(), &id));
+        let dir = SandboxDir::new(self.store.state_dir(), &id);
         let vmm = self.ports.vmm.create(&id, dir.root(), &config).map_err(SandboxError::Store)?;
         let agent = self.ports.agent.create(&id).map_err(SandboxError::Store)?;
         let board = Board::default();
@@ -123,7 +123,7 @@ impl Parts {
         };
         let (dump, helpers) = (dump(&crew, seen.clone()), bells::Helpers::of(&crew));
         let supervisor = Supervisor::new(crew, state, failure, facts);
-        let supervisor = bare.spawn(supervisor, ActorName::Supervisor, cause);
+        let supervisor = bare.spawn(supervisor, ActorName::Supervisor, cause, Published::default());
         if self.rings {
             tokio::task::spawn_local(bells::daemons(supervisor.clone(), helpers, vm_exit.clone()));
             tokio::task::spawn_local(bells::vm(supervisor.clone(), vm_exit));
@@ -140,11 +140,11 @@ fn dump(crew: &Crew, status: watch::Receiver<SandboxStatus>) -> Dump {
     Arc::new(move || {
         serde_json::json!({
             "status": &*status.borrow(),
-            "device": &*device.borrow().borrow(),
-            "network": &*network.borrow().borrow(),
-            "share_fs": &*share.borrow().borrow(),
-            "cgroup": &*cgroup.borrow().borrow(),
-            "cpu": &*cpu.borrow().borrow(),
+            "device": &*device.borrow(),
+            "network": &*network.borrow(),
+            "share_fs": &*share.borrow(),
+            "cgroup": &*cgroup.borrow(),
+            "cpu": &*cpu.borrow(),
         })
     })
 }
@@ -196,10 +196,16 @@ impl Bare {
         self.wrap(actor, cause, self.agent.clone(), GuestAgentProxy::wrap)
     }
 
-    fn spawn<D: Domain>(&self, domain: D, actor: ActorName, cause: CurrentCause) -> Address<D> {
+    fn spawn<D: Domain>(
+        &self,
+        domain: D,
+        actor: ActorName,
+        cause: CurrentCause,
+        published: Published<D::Snapshot>,
+    ) -> Address<D> {
         let (sandbox, sink) = (self.id.clone(), self.parts.sink.clone());
         let hops = self.parts.delays.as_ref().map(|delays| delays(&self.id, actor));
-        spawn_afar(domain, Identity { actor, sandbox, bound: MAILBOX_BOUND, sink, cause }, hops)
+        spawn_afar(domain, Identity { actor, sandbox, bound: MAILBOX_BOUND, sink, cause }, published, hops)
     }
 
     fn journal(&self, actor: ActorName, cause: &CurrentCause) -> Journal {
@@ -217,9 +223,9 @@ impl Bare {
         make: impl Fn(&Self, &CurrentCause) -> D + 'static,
     ) -> Seat<D> {
         let bare = self.clone();
-        Seat::new(actor, move |generation| {
+        Seat::new(actor, move |generation, published| {
             let cause = CurrentCause::of_generation(generation, bare.board.clone());
-            bare.spawn(make(&bare, &cause), actor, cause)
+            bare.spawn(make(&bare, &cause), actor, cause, published)
         })
     }
 

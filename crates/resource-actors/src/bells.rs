@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use actor_shell::{Address, Ask};
-use device_actor::DeviceActor;
+use actor_shell::{Address, Ask, Published};
+use device_actor::DevicesInBrief;
 use helper_process::HelperProcess;
 use hypervisor::VmExit;
 use sandbox_model::ledger::ProcessIdentity;
 use sandbox_model::{Instant, Live};
-use sharefs_actor::ShareFsActor;
+use sharefs_actor::ShareFsSnapshot;
 use tokio::sync::watch;
 
-use crate::supervisor::{Crew, DaemonEnded, Published, Supervisor, VmExited};
+use crate::supervisor::{Crew, DaemonEnded, Supervisor, VmExited};
 
 /// A daemon may end when its VMM does, and may be seen to end first: then it is no news of its own.
 const VMM_GRACE: Duration = Duration::from_secs(1);
@@ -30,8 +30,8 @@ pub(crate) async fn vm(supervisor: Address<Supervisor>, mut exit: Exit) {
 /// Where the daemons are found that a VM needs.
 pub(crate) struct Helpers {
     daemons_are_known: watch::Receiver<bool>,
-    share: Published<ShareFsActor>,
-    device: Published<DeviceActor>,
+    share: Published<ShareFsSnapshot>,
+    device: Published<DevicesInBrief>,
 }
 
 type Daemon = (ProcessIdentity, Live<HelperProcess>);
@@ -58,11 +58,11 @@ impl Helpers {
     }
 
     fn virtiofsd(&self) -> Option<Daemon> {
-        self.share.borrow().borrow().daemon.as_ref().map(|daemon| (daemon.process, daemon.handle.clone()))
+        self.share.borrow().daemon.as_ref().map(|daemon| (daemon.process, daemon.handle.clone()))
     }
 
     fn vsock_daemon(&self) -> Option<Daemon> {
-        self.device.borrow().borrow().vsock_daemon.as_ref().map(|daemon| (daemon.process, daemon.handle.clone()))
+        self.device.borrow().vsock_daemon.as_ref().map(|daemon| (daemon.process, daemon.handle.clone()))
     }
 }
 

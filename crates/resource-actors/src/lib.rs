@@ -14,7 +14,7 @@
 //! use sandbox_model::{SandboxId, config::SandboxConfig};
 //!
 //! let system = ResourceSystem::builder(ports).state_dir("/run/resource-actors").start()?;
-//! let spec = SandboxSpec { id: SandboxId::new("pod-1")?, config: SandboxConfig::default(), cgroups_path: None };
+//! let spec = SandboxSpec { id: SandboxId::new("pod-1")?, config: SandboxConfig::default().into(), cgroups_path: None };
 //! let sandbox = system.create_sandbox(spec).await?;
 //! sandbox.prepare_before_start_vm(vec![]).await?;
 //! sandbox.start_vm().await?;

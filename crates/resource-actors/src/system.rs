@@ -52,8 +52,8 @@ pub struct Ports {
 pub struct SandboxSpec {
     /// Its id.
     pub id: SandboxId,
-    /// Its configuration.
-    pub config: SandboxConfig,
+    /// Its configuration, which sandboxes may share.
+    pub config: Arc<SandboxConfig>,
     /// `linux.cgroupsPath` of the sandbox container's spec.
     pub cgroups_path: Option<String>,
 }
@@ -262,7 +262,7 @@ impl ResourceSystem {
                 _ => SandboxError::Store(error),
             })?;
             parts.record_created(&spec);
-            let made = parts.make(spec.clone(), ledger, LifecycleState::Created, Facts::default(), registry);
+            let made = parts.make(spec.clone(), ledger, LifecycleState::Created, Arc::default(), registry);
             if made.is_err() {
                 // Nothing has been made for it but its directory.
                 let _ = parts.store.destroy(&spec.id);
@@ -352,7 +352,7 @@ impl ResourceSystem {
         if let Some(why) = progress.only_release() {
             return Ok(Err(why));
         }
-        let handle = self.reopen(Opening::Adopt, spec, Facts::default()).await?;
+        let handle = self.reopen(Opening::Adopt, spec, Arc::default()).await?;
         let adopted = handle.adopt(progress).await;
         Ok(adopted.map(|_| handle).map_err(|error| error.to_string()))
     }
@@ -377,13 +377,14 @@ impl ResourceSystem {
 
     /// What is kept of a sandbox, or a configuration that a release can do with: what there is to
     /// release is in the ledger alone.
-    fn kept(&self, sandbox: &SandboxId) -> Result<(SandboxSpec, Facts), SandboxError> {
+    fn kept(&self, sandbox: &SandboxId) -> Result<(SandboxSpec, Arc<Facts>), SandboxError> {
         match self.parts.store.load(sandbox) {
             Ok(saved) => Ok((saved.spec, saved.progress.facts)),
             Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid) => {
                 tracing::warn!(%sandbox, %error, "what was kept of it cannot be used; its ledger is");
-                let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
-                Ok((spec, Facts::default()))
+                let spec =
+                    SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default().into(), cgroups_path: None };
+                Ok((spec, Arc::default()))
             }
             Err(error) => Err(SandboxError::Store(error)),
         }
@@ -393,7 +394,7 @@ impl ResourceSystem {
         &self,
         how: Opening,
         spec: SandboxSpec,
-        facts: Facts,
+        facts: Arc<Facts>,
     ) -> Result<SandboxHandle, SandboxError> {
         let id = spec.id.clone();
         self.start_sandbox(id, move |parts, registry| {

@@ -1,6 +1,8 @@
 //! Taking over a running sandbox that an earlier process has left: what the ledger says is a hint,
 //! which kernel and VMM must confirm.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::PortError;
@@ -12,7 +14,7 @@ pub struct Confirmed {
     /// Objects that are there, and are the ones that the ledger names.
     pub objects: usize,
     /// What nobody uses any more: a release that was cut off has left it.
-    pub orphans: Vec<Entry>,
+    pub orphans: Vec<Arc<Entry>>,
 }
 
 /// Why a sandbox cannot be taken over. Nothing has changed; it can be released.

@@ -12,6 +12,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ use crate::{ContainerId, DeviceId, PortError};
 
 /// The version of the ledger's format.
 pub const LEDGER_VERSION: u32 = 2;
+
+/// Bytes that almost every object's text fits in.
+const TEXT_BYTES: usize = 128;
 
 /// Numbers the entries of one ledger, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -136,6 +140,15 @@ pub enum HostObject {
         /// Whose.
         container: ContainerId,
     },
+}
+
+impl HostObject {
+    /// As it is shown, in one piece of memory: most names are paths, shown in parts.
+    pub fn to_text(&self) -> String {
+        let mut text = String::with_capacity(TEXT_BYTES);
+        let _ = fmt::write(&mut text, format_args!("{self}"));
+        text
+    }
 }
 
 impl fmt::Display for HostObject {
@@ -304,10 +317,10 @@ pub trait Ledger: fmt::Debug {
     fn append(&self, record: Record) -> Result<(), PortError>;
 
     /// The entries that exist or may exist, oldest first.
-    fn live(&self) -> Vec<Entry>;
+    fn live(&self) -> Vec<Arc<Entry>>;
 
     /// One live entry.
-    fn entry(&self, id: EntryId) -> Option<Entry>;
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>>;
 
     /// How many are live.
     fn count(&self) -> usize {
@@ -325,13 +338,13 @@ pub trait Ledger: fmt::Debug {
     }
 
     /// The newest live entry that passes `test`.
-    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
-        self.live().into_iter().rfind(test)
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        self.live().into_iter().rfind(|entry| test(entry))
     }
 
     /// Whether a live entry passes `test`.
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
-        self.live().iter().any(test)
+        self.live().iter().any(|entry| test(entry))
     }
 }
 
@@ -441,7 +454,7 @@ pub enum Undone {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Undo {
     /// What to undo, first to last: the newest entry first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// Whether the VM is gone, and what it held with it.
     pub vm: VmFate,
 }
@@ -472,6 +485,13 @@ pub struct UndoItem {
     pub object: String,
     /// How it ended.
     pub result: Result<Undone, PortError>,
+}
+
+impl UndoItem {
+    /// The line of `entry`.
+    pub fn of(entry: &Entry, result: Result<Undone, PortError>) -> Self {
+        Self { entry: entry.id, object: entry.object.to_text(), result }
+    }
 }
 
 impl UndoReport {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use futures::executor::block_on;
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Identity, Journal, Ledger, Record, Scope};
@@ -29,11 +30,11 @@ impl Ledger for Narrow {
         Ok(())
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         Vec::new()
     }
 
-    fn entry(&self, _: EntryId) -> Option<Entry> {
+    fn entry(&self, _: EntryId) -> Option<Arc<Entry>> {
         None
     }
 }

@@ -133,7 +133,7 @@ mod tests {
         let id = SandboxId::new("told").unwrap();
         let mut config = SandboxConfig::default();
         config.hypervisor.kernel = "/simulated/kernel".into();
-        let spec = SandboxSpec { id: id.clone(), config, cgroups_path: None };
+        let spec = SandboxSpec { id: id.clone(), config: config.into(), cgroups_path: None };
         let sandbox = system.create_sandbox(spec).await.unwrap();
         sandbox.storages_for_sandbox(1 << 20).await.unwrap();
         let mode = Mode { vmm: VmmMode::Simulated, host: HostMode::Private };

@@ -1,6 +1,7 @@
 //! What the share-fs actor can be asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use actor_shell::Request;
 use sandbox_model::adopt::{AdoptError, Confirmed};
@@ -127,7 +128,7 @@ impl Request for ShareVolume {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdoptShares {
     /// The actor's live entries, oldest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
 }
 
 impl Request for AdoptShares {

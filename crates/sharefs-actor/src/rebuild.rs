@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use sandbox_model::ContainerId;
 use sandbox_model::adopt::AdoptError;
@@ -19,7 +20,7 @@ pub(crate) struct Rebuilt {
     pub(crate) shares: Shares,
     pub(crate) rootfs: BTreeSet<ContainerId>,
     /// Parts of volumes that nobody holds, or that are not whole.
-    pub(crate) orphans: Vec<Entry>,
+    pub(crate) orphans: Vec<Arc<Entry>>,
 }
 
 /// The daemon, with what it stands on.
@@ -35,8 +36,8 @@ pub(crate) struct LeftDaemon {
 /// The parts of one volume.
 #[derive(Default)]
 struct Parts<'a> {
-    placeholder: Option<&'a Entry>,
-    mount: Option<(&'a Entry, SharedSource)>,
+    placeholder: Option<&'a Arc<Entry>>,
+    mount: Option<(&'a Arc<Entry>, SharedSource)>,
     holds: Vec<(EntryId, ContainerId)>,
 }
 
@@ -44,7 +45,7 @@ struct Parts<'a> {
 ///
 /// # Errors
 /// [`AdoptError::Contradiction`].
-pub(crate) fn rebuild(dir: &SandboxDir, entries: &[Entry]) -> Result<Rebuilt, AdoptError> {
+pub(crate) fn rebuild(dir: &SandboxDir, entries: &[Arc<Entry>]) -> Result<Rebuilt, AdoptError> {
     let (rw, ro) = (dir.share_rw(), dir.share_ro());
     let mut rebuilt = Rebuilt::default();
     let mut volumes: BTreeMap<PathBuf, Parts<'_>> = BTreeMap::new();
@@ -101,7 +102,7 @@ pub(crate) fn rebuild(dir: &SandboxDir, entries: &[Entry]) -> Result<Rebuilt, Ad
 /// A volume that is whole and held is offered again; of any other, the parts are orphans.
 fn add(rebuilt: &mut Rebuilt, place: Place, parts: Parts<'_>) -> Result<(), AdoptError> {
     let Parts { placeholder, mount, holds } = parts;
-    let is_made = |entry: &&Entry| entry.identity.is_some();
+    let is_made = |entry: &&Arc<Entry>| entry.identity.is_some();
     let whole = placeholder.filter(is_made).zip(mount.filter(|(entry, _)| is_made(entry)));
     let mut holds = holds.into_iter();
     match (whole, holds.next()) {
@@ -153,7 +154,7 @@ pub(crate) fn path_of(entry: &Entry) -> Option<&Path> {
 ///
 /// # Errors
 /// [`AdoptError::Unconfirmed`].
-pub(crate) fn confirm(dir: &SandboxDir, looked_at: &[(Entry, Option<Seen>)]) -> Result<usize, AdoptError> {
+pub(crate) fn confirm(dir: &SandboxDir, looked_at: &[(Arc<Entry>, Option<Seen>)]) -> Result<usize, AdoptError> {
     let mut lost = Vec::new();
     for (entry, seen) in looked_at {
         let is_same = match (&entry.identity, seen) {

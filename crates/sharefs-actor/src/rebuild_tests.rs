@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use sandbox_model::SandboxId;
 use sandbox_model::device::Access;
 use sandbox_model::lifecycle::ActorName;
@@ -8,17 +10,17 @@ fn dir() -> SandboxDir {
     SandboxDir::new(Path::new("/run/r"), &SandboxId::new("p").unwrap())
 }
 
-fn entry(id: u64, scope: Scope, object: HostObject) -> Entry {
+fn entry(id: u64, scope: Scope, object: HostObject) -> Arc<Entry> {
     let identity = match &object {
         HostObject::Mount { .. } => Identity::Mount { mount_id: id },
         HostObject::Process { .. } => Identity::Process(ProcessIdentity { pid: 7, start_ticks: 8 }),
         HostObject::Hold { .. } => Identity::Named,
         _ => Identity::Inode { device: 1, inode: id },
     };
-    Entry { id: EntryId(id), actor: ActorName::ShareFs, scope, object, identity: Some(identity) }
+    Arc::new(Entry { id: EntryId(id), actor: ActorName::ShareFs, scope, object, identity: Some(identity) })
 }
 
-fn directory(id: u64, path: &str) -> Entry {
+fn directory(id: u64, path: &str) -> Arc<Entry> {
     entry(id, Scope::Sandbox, HostObject::Directory { path: dir().root().join(path) })
 }
 
@@ -27,7 +29,7 @@ fn of(name: &str) -> Scope {
 }
 
 /// Placeholder, mount and one holder of a volume, from three numbers on.
-fn volume(id: u64, name: &str, inode: u64, holder: &str) -> Vec<Entry> {
+fn volume(id: u64, name: &str, inode: u64, holder: &str) -> Vec<Arc<Entry>> {
     let place = format!("passthrough/{name}");
     let shared = SharedSource { device: 1, inode, mount_id: 5, access: Access::ReadOnly };
     let target = dir().share_ro().join(&place);
@@ -39,7 +41,7 @@ fn volume(id: u64, name: &str, inode: u64, holder: &str) -> Vec<Entry> {
     ]
 }
 
-fn set_up() -> Vec<Entry> {
+fn set_up() -> Vec<Arc<Entry>> {
     let socket = HostObject::File { path: dir().virtiofsd_socket() };
     let mount = HostObject::Mount { target: dir().share_ro(), source: "rw".into(), shared: None };
     vec![
@@ -82,10 +84,10 @@ fn a_volume_that_is_not_whole_or_not_held_is_an_orphan() {
         assert_eq!(rebuilt.shares.count(), (0, 0));
     }
     let mut leaving = whole.clone();
-    leaving[2].identity = None;
+    Arc::make_mut(&mut leaving[2]).identity = None;
     assert_eq!(rebuild(&dir(), &leaving).unwrap().orphans.len(), 2, "its last holder is about to go");
     let mut doubtful = whole.clone();
-    doubtful[1].identity = None;
+    Arc::make_mut(&mut doubtful[1]).identity = None;
     assert_eq!(rebuild(&dir(), &doubtful).unwrap().orphans.len(), 2);
     assert!(rebuild(&dir(), &set_up()[..6]).unwrap().daemon.is_none(), "no daemon, no shared directory");
 }
@@ -96,7 +98,7 @@ fn what_does_not_add_up_is_refused() {
     twice.extend(volume(20, "sandbox-0000000b-data", 70, "b"));
     assert!(rebuild(&dir(), &twice).is_err(), "one source under two names");
     let mut outside = volume(10, "sandbox-0000000a-data", 70, "a");
-    if let HostObject::Mount { target, .. } = &mut outside[1].object {
+    if let HostObject::Mount { target, .. } = &mut Arc::make_mut(&mut outside[1]).object {
         *target = dir().share_ro().join("../../etc");
     }
     assert!(rebuild(&dir(), &outside).is_err());

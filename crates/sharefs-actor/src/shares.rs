@@ -43,14 +43,22 @@ struct Share {
     key: ShareKey,
     /// Placeholder and mount, oldest first.
     entries: Vec<EntryId>,
-    holds: BTreeMap<EntryId, ContainerId>,
+    /// Few, oldest first.
+    holds: Vec<(EntryId, ContainerId)>,
+}
+
+impl Share {
+    fn is_held_by(&self, hold: EntryId) -> bool {
+        self.holds.iter().any(|(held, _)| *held == hold)
+    }
 }
 
 /// All shared volumes of a sandbox, by their holders.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
     by_key: Rc<BTreeMap<ShareKey, Place>>,
-    shares: BTreeMap<Place, Share>,
+    /// Boxed: a node has room for eleven, and most sandboxes have few.
+    shares: BTreeMap<Place, Box<Share>>,
 }
 
 impl Shares {
@@ -61,7 +69,7 @@ impl Shares {
 
     /// Adds a new share with its first holder.
     pub(crate) fn add(&mut self, place: Place, key: ShareKey, entries: Vec<EntryId>, hold: (EntryId, ContainerId)) {
-        let taken = self.shares.insert(place.clone(), Share { key, entries, holds: BTreeMap::from([hold]) });
+        let taken = self.shares.insert(place.clone(), Box::new(Share { key, entries, holds: vec![hold] }));
         assert!(taken.is_none(), "a share's name is used once");
         Rc::make_mut(&mut self.by_key).insert(key, place);
     }
@@ -69,7 +77,7 @@ impl Shares {
     /// Adds a holder to a share that [`index`](Self::index) named.
     pub(crate) fn hold(&mut self, place: &Place, hold: (EntryId, ContainerId)) {
         if let Some(share) = self.shares.get_mut(place) {
-            share.holds.insert(hold.0, hold.1);
+            share.holds.push(hold);
         }
     }
 
@@ -79,10 +87,10 @@ impl Shares {
         let mut left: BTreeMap<&Place, BTreeSet<EntryId>> = BTreeMap::new();
         let mut taken_along = BTreeMap::new();
         for hold in gone {
-            let Some((place, share)) = self.shares.iter().find(|(_, share)| share.holds.contains_key(hold)) else {
+            let Some((place, share)) = self.shares.iter().find(|(_, share)| share.is_held_by(*hold)) else {
                 continue;
             };
-            let left = left.entry(place).or_insert_with(|| share.holds.keys().copied().collect());
+            let left = left.entry(place).or_insert_with(|| share.holds.iter().map(|(hold, _)| *hold).collect());
             left.remove(hold);
             if left.is_empty() {
                 taken_along.insert(*hold, share.entries.iter().rev().copied().collect());
@@ -102,7 +110,7 @@ impl Shares {
     pub(crate) fn forget(&mut self, is_live: impl Fn(EntryId) -> bool) {
         let by_key = Rc::make_mut(&mut self.by_key);
         self.shares.retain(|place, share| {
-            share.holds.retain(|hold, _| is_live(*hold));
+            share.holds.retain(|(hold, _)| is_live(*hold));
             let is_held = !share.holds.is_empty();
             let is_whole = is_held && share.entries.iter().all(|entry| is_live(*entry));
             if !is_whole && by_key.get(&share.key) == Some(place) {

@@ -406,8 +406,8 @@ fn no_mount_of_ours_is_writable_for_an_instant_or_carries_devices() {
             .ledger
             .live()
             .into_iter()
-            .filter_map(|entry| match entry.object {
-                HostObject::Mount { target, .. } => Some(target),
+            .filter_map(|entry| match &entry.object {
+                HostObject::Mount { target, .. } => Some(target.clone()),
                 _ => None,
             })
             .collect();

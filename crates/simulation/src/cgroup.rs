@@ -37,7 +37,7 @@ impl SimulatedCgroupHost {
 
     fn exists(&self, operation: &str, group: &Group) -> PortResult<()> {
         for directory in &group.directories {
-            let name = directory.display().to_string();
+            let name = directory.to_string_lossy();
             if self.world.identity(CGROUP, &name).is_none() {
                 return Err(PortError::new(ErrorKind::NotFound, operation, name, "simulated: no such group"));
             }
@@ -60,24 +60,24 @@ impl CgroupHost for SimulatedCgroupHost {
             return Ok(survey);
         }
         // Below a joint parent the names are ours: a group that is there already makes the making fail.
-        if request.joint_parent || self.world.identity(CGROUP, &leaf.display().to_string()).is_none() {
+        if request.joint_parent || self.world.identity(CGROUP, &leaf.to_string_lossy()).is_none() {
             survey.missing.push(leaf.clone());
         }
-        survey.inodes.push(self.world.identity(CGROUP, &leaf.display().to_string()));
+        survey.inodes.push(self.world.identity(CGROUP, &leaf.to_string_lossy()));
         let (directories, hierarchies) = (vec![leaf], Live::absent());
         survey.group = Group { path: request.path, directories, mode: CgroupMode::V1, hierarchies };
         Ok(survey)
     }
 
     async fn make_group(&self, request: MakeGroup, _: Instant) -> PortResult<MadeGroup> {
-        let make = |path: &PathBuf| self.world.make("mkdir", CGROUP, path.display().to_string());
+        let make = |path: &PathBuf| self.world.make("mkdir", CGROUP, path.to_string_lossy().into_owned());
         Ok(MadeGroup { inodes: request.missing.iter().map(make).collect::<PortResult<_>>()? })
     }
 
     async fn remove_group(&self, request: RemoveGroup, _: Instant) -> PortResult<()> {
         let mut was_there = false;
         for (n, path) in request.directories.iter().enumerate().rev() {
-            let name = path.display().to_string();
+            let name = path.to_string_lossy().into_owned();
             let Some(found) = self.world.identity(CGROUP, &name) else { continue };
             if request.inodes.as_ref().and_then(|inodes| inodes.get(n)).is_some_and(|inode| *inode != found) {
                 let cause = "simulated: it is not the group that was made here";

@@ -43,7 +43,7 @@ impl SimulatedDeviceHost {
     }
 
     fn socket(&self, path: &std::path::Path) -> PortResult<SocketFile> {
-        let inode = self.world.make("bind", SOCKET, path.display().to_string())?;
+        let inode = self.world.make("bind", SOCKET, path.to_string_lossy().into_owned())?;
         Ok(SocketFile { device: DEVICE, inode })
     }
 }
@@ -73,7 +73,7 @@ fn group_of(bdf: &str) -> Option<u32> {
 #[async_trait]
 impl DeviceHost for SimulatedDeviceHost {
     async fn inspect_disk(&self, request: InspectDisk, _: Instant) -> PortResult<DiskFacts> {
-        let inode = number_of(&request.path.display().to_string());
+        let inode = number_of(&request.path.to_string_lossy());
         Ok(DiskFacts { identity: DiskIdentity::File { device: DEVICE, inode }, bytes: 1 << 20, file: Live::absent() })
     }
 
@@ -120,7 +120,7 @@ impl DeviceHost for SimulatedDeviceHost {
     }
 
     async fn remove_socket(&self, request: RemoveSocket, _: Instant) -> PortResult<()> {
-        let name = request.path.display().to_string();
+        let name = request.path.to_string_lossy().into_owned();
         let found = self.world.identity(SOCKET, &name);
         match (request.file, found) {
             (Some(file), Some(inode)) if file.inode != inode => {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope};
 use sandbox_model::lifecycle::ActorName;
@@ -17,7 +18,7 @@ pub struct MemoryLedger {
 #[derive(Debug, Default)]
 struct State {
     last: u64,
-    live: BTreeMap<EntryId, Entry>,
+    live: BTreeMap<EntryId, Arc<Entry>>,
     records: Vec<Record>,
     refusal: Option<PortError>,
 }
@@ -39,7 +40,7 @@ impl MemoryLedger {
     }
 
     /// The live entries, newest first: what a full undo is asked with.
-    pub fn newest_first(&self) -> Vec<Entry> {
+    pub fn newest_first(&self) -> Vec<Arc<Entry>> {
         self.state.borrow().live.values().rev().cloned().collect()
     }
 
@@ -59,7 +60,7 @@ impl Ledger for MemoryLedger {
         let id = EntryId(state.last);
         let (record, object_too) = (scope.clone(), object.clone());
         state.records.push(Record::Intent { entry: id, actor, scope: record, object: object_too });
-        state.live.insert(id, Entry { id, actor, scope, object, identity: None });
+        state.live.insert(id, Arc::new(Entry { id, actor, scope, object, identity: None }));
         Ok(id)
     }
 
@@ -68,7 +69,7 @@ impl Ledger for MemoryLedger {
         match &record {
             Record::Done { entry, identity } => {
                 if let Some(found) = state.live.get_mut(entry) {
-                    found.identity = Some(identity.clone());
+                    Arc::make_mut(found).identity = Some(identity.clone());
                 }
             }
             Record::Refused { entry } | Record::Undone { entry } => {
@@ -80,11 +81,11 @@ impl Ledger for MemoryLedger {
         Ok(())
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         self.state.borrow().live.values().cloned().collect()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.state.borrow().live.get(&id).cloned()
     }
 }

@@ -250,5 +250,5 @@ fn marked(inode: u64, name: &str, alias: &str) -> String {
 }
 
 fn shown(path: &Path) -> String {
-    path.display().to_string()
+    path.to_string_lossy().into_owned()
 }

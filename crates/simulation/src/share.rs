@@ -57,7 +57,7 @@ impl SimulatedShareFs {
 
     /// A directory that holds something is not removed.
     fn nothing_in(&self, directory: &Path) -> PortResult<()> {
-        match self.world.any_below(&format!("{}/", directory.display())) {
+        match self.world.any_below(&inside(directory)) {
             None => Ok(()),
             Some(found) => {
                 Err(PortError::new(ErrorKind::Busy, "rmdir", text(directory), format!("simulated: holds {found}")))
@@ -108,10 +108,9 @@ impl ShareFsHost for SimulatedShareFs {
     }
 
     async fn detach(&self, request: Detach, _: Instant) -> PortResult<()> {
-        let point = request.at.absolute();
         self.remove("umount2", MOUNT, &request.at, request.mount_id)?;
         // As MNT_DETACH: what is mounted below goes along.
-        self.world.remove_below(MOUNT, &format!("{}/", text(&point)));
+        self.world.remove_below(MOUNT, &inside(&request.at.absolute()));
         Ok(())
     }
 
@@ -254,10 +253,17 @@ fn adopt_process(world: &World, request: &AdoptDaemon) -> PortResult<AdoptedDaem
     Err(PortError::new(ErrorKind::NotFound, "take hold of", name, "simulated: no such process"))
 }
 
+/// With what the names of all begin that is in `directory`.
+fn inside(directory: &Path) -> String {
+    let mut name = text(directory);
+    name.push('/');
+    name
+}
+
 fn process_name(tag: &str) -> String {
     format!("virtiofsd {tag}")
 }
 
 fn text(path: &Path) -> String {
-    path.display().to_string()
+    path.to_string_lossy().into_owned()
 }

@@ -1,6 +1,6 @@
 //! A simulated VM: it keeps devices, vCPUs and memory as numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -49,6 +49,7 @@ struct Vm {
     process: Option<(ProcessIdentity, String)>,
     is_running: bool,
     devices: BTreeMap<DeviceId, PciSlot>,
+    taken: BTreeSet<PciSlot>,
     vcpus: u32,
     vcpus_max: u32,
     memory_mib: u64,
@@ -113,6 +114,7 @@ impl SimulatedVmm {
         }
         self.world.remove_below(DEVICE, &format!("{}/", self.sandbox));
         vm.devices.clear();
+        vm.taken.clear();
         vm.is_running = false;
         drop(vm);
         machine.exit.send_if_modified(|ended| {
@@ -152,12 +154,13 @@ impl Hypervisor for SimulatedVmm {
         if vm.devices.contains_key(&request.id) {
             return Err(self.error(ErrorKind::Exists, "add device", &format!("duplicate id {}", request.id)));
         }
-        if vm.devices.values().any(|slot| *slot == request.slot) {
+        if vm.taken.contains(&request.slot) {
             return Err(self.error(ErrorKind::Busy, "add device", &format!("{:?} is taken", request.slot)));
         }
         if vm.process.is_some() {
             self.world.make("add device", DEVICE, self.object(&request.id))?;
         }
+        vm.taken.insert(request.slot);
         vm.devices.insert(request.id, request.slot);
         Ok(AddedDevice { pci_path: Some(path_of(request.slot)) })
     }
@@ -165,7 +168,11 @@ impl Hypervisor for SimulatedVmm {
     async fn remove_device(&self, request: RemoveDevice, _: Instant) -> PortResult<()> {
         let machine = self.alive("remove device")?;
         let mut vm = machine.vm();
-        match (vm.devices.remove(&request.id), &vm.process) {
+        let removed = vm.devices.remove(&request.id);
+        if let Some(slot) = &removed {
+            vm.taken.remove(slot);
+        }
+        match (removed, &vm.process) {
             // It only waited for the start.
             (Some(_), None) => Ok(()),
             _ => self.world.remove("remove device", DEVICE, &self.object(&request.id)),
@@ -180,12 +187,12 @@ impl Hypervisor for SimulatedVmm {
     }
 
     async fn bind_socket(&self, request: BindSocket, _: Instant) -> PortResult<SocketFile> {
-        let inode = self.world.make("bind", SOCKET, request.path.display().to_string())?;
+        let inode = self.world.make("bind", SOCKET, request.path.to_string_lossy().into_owned())?;
         Ok(SocketFile { device: 1, inode })
     }
 
     async fn remove_socket(&self, request: RemoveSocket, _: Instant) -> PortResult<()> {
-        let name = request.path.display().to_string();
+        let name = request.path.to_string_lossy().into_owned();
         if request.file.is_some_and(|file| self.world.identity(SOCKET, &name) != Some(file.inode)) {
             return Err(self.error(ErrorKind::NotFound, "unlink", "not there"));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 use sandbox_model::{ErrorKind, PortError, PortResult, SandboxId};
@@ -173,5 +174,6 @@ impl World {
 }
 
 fn below<'a>(objects: &'a BTreeMap<String, u64>, prefix: &'a str) -> impl Iterator<Item = &'a String> {
-    objects.range(prefix.to_owned()..).map(|(name, _)| name).take_while(move |name| name.starts_with(prefix))
+    let from = (Bound::Included(prefix), Bound::Unbounded);
+    objects.range::<str, _>(from).map(|(name, _)| name).take_while(move |name| name.starts_with(prefix))
 }

@@ -137,11 +137,11 @@ impl Ledger for Broken {
         self.ledger.append(record)
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         self.ledger.live()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.ledger.entry(id)
     }
 }

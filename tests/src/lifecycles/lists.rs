@@ -66,7 +66,7 @@ pub fn lifecycle(id: &str, setting: &Setting) -> Option<Lifecycle> {
         "L15" => l15(setting),
         _ => return None,
     };
-    let spec = SandboxSpec { id: Lifecycle::sandbox(), config, cgroups_path };
+    let spec = SandboxSpec { id: Lifecycle::sandbox(), config: config.into(), cgroups_path };
     Some(Lifecycle { id, title, spec, acts, is_interrupted: id == "L11" })
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lifecycle_tests::simulated::{boot, create, in_virtual_time};
 use lifecycle_tests::tamper::{seal, unsealed};
 use resource_actors::ledger::{DirectoryStore, SandboxStore};
-use resource_actors::supervisor::{Facts, Progress, SAVED_VERSION};
+use resource_actors::supervisor::{Progress, SAVED_VERSION};
 use resource_actors::{ResourceSystem, SandboxSpec};
 use sandbox_model::config::SandboxConfig;
 use sandbox_model::layout::SandboxDir;
@@ -26,11 +26,11 @@ fn close(path: &Path, mode: u32) {
 }
 
 fn spec() -> SandboxSpec {
-    SandboxSpec { id: id(), config: SandboxConfig::default(), cgroups_path: None }
+    SandboxSpec { id: id(), config: SandboxConfig::default().into(), cgroups_path: None }
 }
 
 fn progress() -> Progress {
-    let (state, committed, facts) = (LifecycleState::Created, EntryId(0), Facts::default());
+    let (state, committed, facts) = (LifecycleState::Created, EntryId(0), Arc::default());
     Progress { version: SAVED_VERSION, state, committed, open: None, facts }
 }
 

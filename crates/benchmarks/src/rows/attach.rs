@@ -39,7 +39,7 @@ impl Lab {
     fn new() -> Self {
         let world = Arc::new(World::new());
         let sandbox = SandboxId::new("bench").expect("a literal id");
-        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
+        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default().into(), cgroups_path: None };
         let ledger = MemoryStore::new("/run/bench").create(&spec).expect("nothing of that name is there");
         let domain = DeviceActor::new(
             Journal::new(ledger.clone(), ActorName::Device),

@@ -36,7 +36,7 @@ struct Lab {
 impl Lab {
     async fn new() -> Result<Self, String> {
         let sandbox = SandboxId::new("bench").expect("a literal id");
-        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
+        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default().into(), cgroups_path: None };
         let ledger = DirectoryStore::new(STATE_DIR).create(&spec).map_err(|error| error.to_string())?;
         let source = PathBuf::from("/run/volume");
         std::fs::create_dir_all(&source).map_err(|error| error.to_string())?;

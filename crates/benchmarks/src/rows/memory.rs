@@ -8,7 +8,7 @@ use resource_actors::ResourceSystem;
 use resource_actors::ledger::DirectoryStore;
 use simulation::{SimulatedFacts, World, simulated_ports};
 
-use super::{Row, Target, on_one_thread};
+use super::{Row, Target, on_one_thread, state_dir};
 use crate::life::Life;
 use crate::load::{self, Load};
 
@@ -24,7 +24,7 @@ fn allocated() -> usize {
 /// As many idle sandboxes as there shall be: bytes allocated before them, with them, and after the
 /// actors have gone and the simulated world has stayed.
 fn measure(count: usize) -> Result<[usize; 3], String> {
-    let dir = tempfile::Builder::new().prefix("bench-memory").tempdir_in("/dev/shm").map_err(|e| e.to_string())?;
+    let dir = state_dir("bench-memory")?;
     let world = Arc::new(World::new());
     let before = allocated();
     let with_them = on_one_thread(|| async {

@@ -11,8 +11,11 @@ mod simulated;
 mod trace;
 
 use std::fmt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 
 use serde::Serialize;
+use tempfile::TempDir;
 
 /// What a value is held to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -125,6 +128,14 @@ fn on_one_thread<F: Future>(body: impl FnOnce() -> F) -> Result<F::Output, Strin
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start a runtime: {error}"))?;
     Ok(tokio::task::LocalSet::new().block_on(&runtime, async { body().await }))
+}
+
+/// A state directory on tmpfs, as `/run` is wherever a runtime runs, and closed to others, as a store
+/// wants it.
+fn state_dir(prefix: &str) -> Result<TempDir, String> {
+    let closed = Permissions::from_mode(0o700);
+    let dir = tempfile::Builder::new().prefix(prefix).permissions(closed).tempdir_in("/dev/shm");
+    dir.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let sandbox = SandboxId::new("bench").expect("a literal id");
-        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default(), cgroups_path: None };
+        let spec = SandboxSpec { id: sandbox.clone(), config: SandboxConfig::default().into(), cgroups_path: None };
         let ledger = MemoryStore::new("/run/bench").create(&spec).expect("nothing of that name is there");
         let journal = Journal::new(ledger.clone(), ActorName::Network);
         let domain = NetworkActor::new(journal, Arc::new(LinuxNetworkHost::new()), sandbox.clone());

@@ -8,7 +8,7 @@ use resource_actors::{Recovered, ResourceSystem};
 use simulation::{SimulatedFacts, SimulatedVmmFactory, World, simulated_ports};
 use tempfile::TempDir;
 
-use super::{Row, Target, on_one_thread};
+use super::{Row, Target, on_one_thread, state_dir};
 use crate::life::Life;
 use crate::load::{self, Load};
 use crate::{Samples, Usage};
@@ -24,8 +24,7 @@ struct Host {
 
 impl Host {
     fn new() -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("bench-recovery").tempdir_in("/dev/shm");
-        Ok(Self { world: Arc::new(World::new()), dir: dir.map_err(|error| error.to_string())? })
+        Ok(Self { world: Arc::new(World::new()), dir: state_dir("bench-recovery")? })
     }
 
     fn system(&self) -> ResourceSystem {

@@ -55,7 +55,7 @@ impl Serve<Count> for Counter {
         Plan::Answer(self.0)
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -72,7 +72,7 @@ impl Serve<Perform> for Counter {
         Plan::Perform(more)
     }
 
-    fn perform(&self, _: &u64, _: &Call) -> LocalFuture<()> {
+    fn perform(&self, _: &mut u64, _: &Call) -> LocalFuture<()> {
         Box::pin(tokio::task::yield_now())
     }
 

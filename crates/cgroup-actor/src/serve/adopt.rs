@@ -1,5 +1,7 @@
 //! `AdoptCgroups`: the groups of a VM that an earlier process has left running.
 
+use std::sync::Arc;
+
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::adopt::{AdoptError, Confirmed};
 use sandbox_model::ledger::{Entry, HostObject};
@@ -23,7 +25,7 @@ impl Serve<AdoptCgroups> for CgroupActor {
         }
     }
 
-    fn perform(&self, (request, table): &Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, (request, table): &mut Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (clients, request, table) = (self.clients.clone(), request.clone(), table.clone());
         let deadline = call.deadline;
         Box::pin(async move {
@@ -59,7 +61,7 @@ impl Clients {
     /// The groups as they would be made, if what was made is still there.
     async fn find(
         &self,
-        entries: &[Entry],
+        entries: &[Arc<Entry>],
         wish: &CreateCgroups,
         deadline: Instant,
     ) -> Result<(Groups, usize), AdoptError> {
@@ -77,7 +79,7 @@ impl Clients {
         let confirmed = rebuild::confirm(entries, &[&sandbox, &overhead])?;
         let overhead = Some(overhead.group).filter(|group| !group.directories.is_empty());
         let up = Up { sandbox: sandbox.group, overhead, pin_vcpus: wish.pin_vcpus };
-        Ok((Groups::Up(up), confirmed))
+        Ok((Groups::Up(up.into()), confirmed))
     }
 
     /// Puts vCPUs and cpuset where they belong: whether the last message before the restart came to
@@ -99,7 +101,7 @@ impl Clients {
         if !has_shares {
             return Ok(());
         }
-        let change = Change { up: up.clone(), vm, before: table.clone(), after: table, written: None };
+        let change = Change { up: up.clone().into(), vm, before: table.clone(), after: table, written: None };
         self.apply(&change, deadline).await
     }
 }

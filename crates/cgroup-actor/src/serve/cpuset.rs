@@ -1,5 +1,8 @@
 //! `UpdateCpuset`.
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::ledger::{Entry, HostObject, Scope};
 use sandbox_model::lifecycle::ActorName;
@@ -19,7 +22,7 @@ pub struct CpusetTicket {
     before: CpusetTable,
     after: CpusetTable,
     written: Option<Cpuset>,
-    up: Up,
+    up: Rc<Up>,
     vm: Option<PlacedVm>,
 }
 
@@ -49,7 +52,7 @@ impl Serve<UpdateCpuset> for CgroupActor {
         Plan::Perform(CpusetTicket { container, update, before, after, written, up, vm })
     }
 
-    fn perform(&self, ticket: &CpusetTicket, call: &Call) -> LocalFuture<Done> {
+    fn perform(&self, ticket: &mut CpusetTicket, call: &Call) -> LocalFuture<Done> {
         let (clients, deadline) = (self.clients.clone(), call.deadline);
         let change = Change {
             up: ticket.up.clone(),
@@ -88,7 +91,7 @@ impl Serve<UpdateCpuset> for CgroupActor {
 /// One table in force, to be replaced by another.
 #[derive(Debug, Clone)]
 pub(super) struct Change {
-    pub(super) up: Up,
+    pub(super) up: Rc<Up>,
     pub(super) vm: Option<PlacedVm>,
     pub(super) before: CpusetTable,
     pub(super) after: CpusetTable,
@@ -98,7 +101,7 @@ pub(super) struct Change {
 
 impl Clients {
     /// The ledger's entry of a container's share.
-    fn share_entry(&self, wanted: &ContainerId) -> Option<Entry> {
+    fn share_entry(&self, wanted: &ContainerId) -> Option<Arc<Entry>> {
         self.journal.ledger().find(&|entry| {
             entry.actor == ActorName::Cgroup
                 && matches!(&entry.object, HostObject::ResourceShare { container } if container == wanted)

@@ -22,7 +22,7 @@ impl Serve<CreateCgroups> for CgroupActor {
         }
     }
 
-    fn perform(&self, request: &CreateCgroups, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, request: &mut CreateCgroups, call: &Call) -> LocalFuture<Self::Outcome> {
         let (clients, request, deadline) = (self.clients.clone(), request.clone(), call.deadline);
         Box::pin(async move { clients.create(request, deadline).await })
     }
@@ -65,7 +65,7 @@ impl Clients {
             CgroupMode::V1 => self.make(path::overhead(&self.sandbox), deadline).await?.0,
         };
         let up = Up { sandbox, overhead, pin_vcpus: request.pin_vcpus };
-        Ok((Groups::Up(up), not_enforced))
+        Ok((Groups::Up(up.into()), not_enforced))
     }
 
     /// Makes one group; `None` if this host enforces nothing.

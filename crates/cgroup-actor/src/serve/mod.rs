@@ -6,6 +6,7 @@ mod create;
 mod place;
 mod undo;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ pub enum Groups {
     /// This host enforces nothing: later messages have nothing to do.
     NotEnforced,
     /// They are made.
-    Up(Up),
+    Up(Rc<Up>),
 }
 
 /// The groups of the sandbox.
@@ -80,7 +81,7 @@ impl CgroupActor {
     }
 
     /// The groups, if there are any; `Ok(None)` if this host enforces nothing.
-    fn up(&self) -> Result<Option<&Up>, CgroupError> {
+    fn up(&self) -> Result<Option<&Rc<Up>>, CgroupError> {
         match &self.groups {
             Groups::None => Err(CgroupError::NotUp),
             Groups::NotEnforced => {
@@ -96,18 +97,20 @@ impl Domain for CgroupActor {
     type Snapshot = CgroupsInBrief;
 
     fn publish(&mut self, snapshot: &mut CgroupsInBrief) {
-        let up = match &self.groups {
-            Groups::Up(up) => Some(up),
-            Groups::None | Groups::NotEnforced => None,
+        let (sandbox, overhead) = match &self.groups {
+            Groups::Up(up) => {
+                (&*up.sandbox.directories, up.overhead.as_ref().map_or(&[][..], |group| &group.directories))
+            }
+            Groups::None | Groups::NotEnforced => (&[][..], &[][..]),
         };
-        *snapshot = CgroupsInBrief {
-            sandbox: up.map(|up| up.sandbox.directories.clone()).unwrap_or_default(),
-            overhead: up.and_then(|up| up.overhead.as_ref()).map(|group| group.directories.clone()).unwrap_or_default(),
-            vm: self.vm.as_ref().map(|vm| vm.process),
-            vcpu_threads: self.vm.as_ref().map(|vm| vm.vcpu_threads.clone()).unwrap_or_default(),
-            cpuset: self.table.cpuset(),
-            doubtful_cpuset: self.written.is_none(),
-        };
+        // Into the memory that is there: few messages change them.
+        sandbox.clone_into(&mut snapshot.sandbox);
+        overhead.clone_into(&mut snapshot.overhead);
+        let vm = self.vm.as_ref();
+        snapshot.vm = vm.map(|vm| vm.process);
+        vm.map_or(&[][..], |vm| &vm.vcpu_threads).clone_into(&mut snapshot.vcpu_threads);
+        snapshot.cpuset = self.table.cpuset();
+        snapshot.doubtful_cpuset = self.written.is_none();
     }
 
     fn grace(&self) -> Duration {

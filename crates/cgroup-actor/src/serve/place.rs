@@ -1,5 +1,7 @@
 //! `PlaceVm` and `PlaceVcpus`.
 
+use std::rc::Rc;
+
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::Instant;
 
@@ -13,7 +15,7 @@ type Done = Result<(), CgroupError>;
 /// Threads on their way into the groups.
 #[derive(Debug)]
 pub struct PlaceTicket {
-    up: Up,
+    up: Rc<Up>,
     vm: PlacedVm,
     /// The vCPU threads to move.
     threads: Vec<i32>,
@@ -41,7 +43,7 @@ impl Serve<PlaceVm> for CgroupActor {
         Plan::Perform(PlaceTicket { up, vm, threads, whole: true, cpus: self.table.cpus() })
     }
 
-    fn perform(&self, ticket: &PlaceTicket, call: &Call) -> LocalFuture<Done> {
+    fn perform(&self, ticket: &mut PlaceTicket, call: &Call) -> LocalFuture<Done> {
         self.clients.clone().place(ticket, call.deadline)
     }
 
@@ -71,7 +73,7 @@ impl Serve<PlaceVcpus> for CgroupActor {
         Plan::Perform(PlaceTicket { up, vm, threads, whole: false, cpus: self.table.cpus() })
     }
 
-    fn perform(&self, ticket: &PlaceTicket, call: &Call) -> LocalFuture<Done> {
+    fn perform(&self, ticket: &mut PlaceTicket, call: &Call) -> LocalFuture<Done> {
         self.clients.clone().place(ticket, call.deadline)
     }
 

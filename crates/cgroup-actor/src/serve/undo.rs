@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Identity, Undo, UndoItem, UndoReport, VmFate};
@@ -34,7 +35,7 @@ impl Serve<UndoCgroups> for CgroupActor {
         Plan::Perform(UndoTicket { undo: request.0, report: Rc::default(), written })
     }
 
-    fn perform(&self, ticket: &UndoTicket, call: &Call) -> LocalFuture<()> {
+    fn perform(&self, ticket: &mut UndoTicket, call: &Call) -> LocalFuture<()> {
         let up = match (&self.groups, ticket.undo.vm) {
             (Groups::Up(up), VmFate::Alive) => Some(up.clone()),
             // Nobody is left whom a cpuset would confine.
@@ -57,9 +58,8 @@ impl Serve<UndoCgroups> for CgroupActor {
         let reported: BTreeSet<EntryId> = report.items.iter().map(|item| item.entry).collect();
         for entry in ticket.undo.entries {
             if !reported.contains(&entry.id) {
-                let error = PortError::timed_out("undo", entry.object.to_string(), "its turn did not come");
-                let object = entry.object.to_string();
-                report.items.push(UndoItem { entry: entry.id, object, result: Err(error) });
+                let error = PortError::timed_out("undo", entry.object.to_text(), "its turn did not come");
+                report.items.push(UndoItem::of(&entry, Err(error)));
                 continue;
             }
             self.forget(&entry, &report);
@@ -94,7 +94,7 @@ impl CgroupActor {
 /// One undo on its way.
 struct Undoing {
     clients: Clients,
-    up: Option<Up>,
+    up: Option<Rc<Up>>,
     vm: Option<PlacedVm>,
     table: CpusetTable,
     written: Written,
@@ -102,7 +102,7 @@ struct Undoing {
 }
 
 impl Undoing {
-    async fn run(mut self, entries: Vec<Entry>, deadline: Instant) {
+    async fn run(mut self, entries: Vec<Arc<Entry>>, deadline: Instant) {
         let count = entries.len();
         for (n, entry) in entries.into_iter().enumerate() {
             // Each gets its share of the time that is left: one that hangs does not starve the rest.
@@ -111,7 +111,7 @@ impl Undoing {
             let share = now + left / u32::try_from(count - n).unwrap_or(u32::MAX);
             let clients = self.clients.clone();
             let result = clients.journal.unmake(&entry, self.effect(&entry, share)).await;
-            let item = UndoItem { entry: entry.id, object: entry.object.to_string(), result };
+            let item = UndoItem::of(&entry, result);
             self.report.borrow_mut().items.push(item);
         }
     }

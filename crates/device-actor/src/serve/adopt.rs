@@ -1,6 +1,7 @@
 //! `AdoptDevices`: the table of a VM that an earlier process has left running.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::Instant;
@@ -14,14 +15,14 @@ use crate::rebuild::{Rebuilt, rebuild};
 use crate::vfio::VFIO_DRIVER;
 
 impl Serve<AdoptDevices> for DeviceActor {
-    type Ticket = Vec<Entry>;
+    type Ticket = Vec<Arc<Entry>>;
     type Outcome = Result<(Rebuilt, Option<Daemon>), AdoptError>;
 
-    fn plan(&mut self, request: AdoptDevices, _: &Call) -> Plan<Vec<Entry>, Result<Confirmed, AdoptError>> {
+    fn plan(&mut self, request: AdoptDevices, _: &Call) -> Plan<Vec<Arc<Entry>>, Result<Confirmed, AdoptError>> {
         Plan::Perform(request.entries)
     }
 
-    fn perform(&self, entries: &Vec<Entry>, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, entries: &mut Vec<Arc<Entry>>, call: &Call) -> LocalFuture<Self::Outcome> {
         let (clients, entries, deadline) = (self.clients.clone(), entries.clone(), call.deadline);
         let bridges = self.table.slots().bridges();
         Box::pin(async move {
@@ -33,7 +34,7 @@ impl Serve<AdoptDevices> for DeviceActor {
         })
     }
 
-    fn settle(&mut self, _: Vec<Entry>, done: Completion<Self::Outcome>) -> Result<Confirmed, AdoptError> {
+    fn settle(&mut self, _: Vec<Arc<Entry>>, done: Completion<Self::Outcome>) -> Result<Confirmed, AdoptError> {
         let (rebuilt, daemon) = match done {
             Completion::Finished(result) => result?,
             Completion::DeadlinePassed => return Err(AdoptError::DeadlinePassed),
@@ -45,11 +46,11 @@ impl Serve<AdoptDevices> for DeviceActor {
 }
 
 impl Clients {
-    /// Asks the host for what is not the VMM's to know, and takes hold of the vsock daemon. What only the intent is known of is not asked
-    /// for: it belongs to a step that was cut off.
+    /// Asks the host for what is not the VMM's to know, and takes hold of the vsock daemon. What only the
+    /// intent is known of is not asked for: it belongs to a step that was cut off.
     async fn confirm(
         &self,
-        entries: &[Entry],
+        entries: &[Arc<Entry>],
         daemon: &mut Option<Daemon>,
         deadline: Instant,
     ) -> Result<usize, AdoptError> {

@@ -31,7 +31,7 @@ impl Serve<AttachDevice> for DeviceActor {
         }
     }
 
-    fn perform(&self, ticket: &AttachTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut AttachTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (bench, request) = (self.bench(&ticket.draft, call), ticket.request.clone());
         Box::pin(async move { bench.attach(request.config, &request.holder).await })
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use actor_shell::{Call, Completion, Domain};
 use hypervisor::Hypervisor;
 use sandbox_model::ledger::{EntryId, HostObject, Journal};
-use sandbox_model::{DeviceId, Instant, SandboxId};
+use sandbox_model::{Instant, SandboxId};
 
 use crate::host::{DeviceHost, StartedDaemon};
 use crate::messages::DeviceError;
@@ -75,13 +75,12 @@ impl DeviceActor {
         bridges: u8,
         first_bridge_slot: u8,
     ) -> Self {
-        let named: Vec<DeviceId> = (journal.ledger().live().into_iter())
-            .filter_map(|entry| match entry.object {
-                HostObject::VmDevice { device, .. } => Some(device),
-                _ => None,
-            })
-            .collect();
-        let table = Rc::new(DeviceTable::new(bridges, &named));
+        let live = journal.ledger().live();
+        let named = live.iter().filter_map(|entry| match &entry.object {
+            HostObject::VmDevice { device, .. } => Some(device),
+            _ => None,
+        });
+        let table = Rc::new(DeviceTable::new(bridges, named));
         let vfio_devices = Rc::default();
         Self { table, daemon: None, clients: Clients { journal, vmm, host, sandbox, first_bridge_slot, vfio_devices } }
     }

@@ -45,7 +45,7 @@ impl Serve<AttachOciDevices> for DeviceActor {
         }
     }
 
-    fn perform(&self, ticket: &OciTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut OciTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let bench = self.bench(&ticket.draft, call);
         let (devices, scope) = (ticket.devices.clone(), ticket.scope.clone());
         let (vfio_mode, direct) = (ticket.vfio_mode, ticket.direct);

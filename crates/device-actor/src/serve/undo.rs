@@ -1,8 +1,9 @@
 //! `UndoDevices`: taking away what the ledger names.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use hypervisor::RemoveDevice;
@@ -22,7 +23,23 @@ use crate::table::{Change, DeviceKey};
 pub struct UndoTicket {
     undo: Undo,
     draft: SharedDraft,
-    report: Rc<RefCell<UndoReport>>,
+    sheet: Rc<RefCell<Sheet>>,
+}
+
+/// Filled while entries are undone, and read when that has ended, or was cut off.
+#[derive(Debug, Default)]
+struct Sheet {
+    report: UndoReport,
+    /// The entry that is being undone.
+    now: Option<Arc<Entry>>,
+}
+
+impl Sheet {
+    /// An entry that failed with its holder's end and now succeeds has one line, not two.
+    fn put_down(&mut self, entry: &Entry, result: Result<Undone, PortError>) {
+        self.report.items.retain(|item| item.entry != entry.id);
+        self.report.items.push(UndoItem::of(entry, result));
+    }
 }
 
 impl Serve<UndoDevices> for DeviceActor {
@@ -30,22 +47,28 @@ impl Serve<UndoDevices> for DeviceActor {
     type Outcome = ();
 
     fn plan(&mut self, request: UndoDevices, _: &Call) -> Plan<UndoTicket, UndoReport> {
-        Plan::Perform(UndoTicket { undo: request.0, draft: self.draft(), report: Rc::default() })
+        Plan::Perform(UndoTicket { undo: request.0, draft: self.draft(), sheet: Rc::default() })
     }
 
-    fn perform(&self, ticket: &UndoTicket, call: &Call) -> LocalFuture<()> {
-        let undoing = Undoing::new(self.bench(&ticket.draft, call), ticket);
+    fn perform(&self, ticket: &mut UndoTicket, call: &Call) -> LocalFuture<()> {
+        let (bench, sheet) = (self.bench(&ticket.draft, call), ticket.sheet.clone());
+        let undoing = Undoing { bench, vm: ticket.undo.vm, sheet };
         let entries = ticket.undo.entries.clone();
         Box::pin(undoing.run(entries))
     }
 
     fn settle(&mut self, ticket: UndoTicket, _: Completion<()>) -> UndoReport {
         self.take_over(&ticket.draft);
-        let mut report = ticket.report.take();
+        let mut sheet = ticket.sheet.take();
+        if let Some(entry) = sheet.now.take() {
+            let cut_off = PortError::timed_out("undo", entry.object.to_text(), "its time was over");
+            sheet.put_down(&entry, Err(cut_off));
+        }
+        let mut report = sheet.report;
         let reported: BTreeSet<EntryId> = report.items.iter().map(|item| item.entry).collect();
         for entry in ticket.undo.entries.iter().filter(|entry| !reported.contains(&entry.id)) {
-            let error = PortError::timed_out("undo", entry.object.to_string(), "its turn did not come");
-            report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result: Err(error) });
+            let error = PortError::timed_out("undo", entry.object.to_text(), "its turn did not come");
+            report.items.push(UndoItem::of(entry, Err(error)));
         }
         let is_undone = |entry| report.items.iter().any(|item| item.entry == entry && item.result.is_ok());
         self.daemon.take_if(|(entry, _)| is_undone(*entry));
@@ -57,37 +80,20 @@ impl Serve<UndoDevices> for DeviceActor {
 struct Undoing {
     bench: Bench,
     vm: VmFate,
-    report: Rc<RefCell<UndoReport>>,
-    /// Live holds on each object, by the ledger.
-    holds: BTreeMap<String, BTreeSet<EntryId>>,
-    /// The live entry of each object that is held, by the ledger.
-    held: BTreeMap<String, Entry>,
+    sheet: Rc<RefCell<Sheet>>,
 }
 
 /// The name by which an object is held.
-fn held_name(object: &HostObject) -> Option<String> {
+fn held_name(object: &HostObject) -> Option<&str> {
     match object {
-        HostObject::VmDevice { device, .. } => Some(device.to_string()),
-        HostObject::VfioBinding { bdf, .. } => Some(bdf.clone()),
+        HostObject::VmDevice { device, .. } => Some(device.as_str()),
+        HostObject::VfioBinding { bdf, .. } => Some(bdf),
         _ => None,
     }
 }
 
 impl Undoing {
-    fn new(bench: Bench, ticket: &UndoTicket) -> Self {
-        let mut holds: BTreeMap<String, BTreeSet<EntryId>> = BTreeMap::new();
-        let mut held = BTreeMap::new();
-        for entry in bench.clients.journal.ledger().live() {
-            if let HostObject::Hold { object } = &entry.object {
-                holds.entry(object.clone()).or_default().insert(entry.id);
-            } else if let Some(name) = held_name(&entry.object) {
-                held.insert(name, entry);
-            }
-        }
-        Self { bench, vm: ticket.undo.vm, report: ticket.report.clone(), holds, held }
-    }
-
-    async fn run(mut self, entries: Vec<Entry>) {
+    async fn run(self, entries: Vec<Arc<Entry>>) {
         let count = entries.len();
         for (n, entry) in entries.into_iter().enumerate() {
             // Each gets its share of the time that is left: one that hangs does not starve the rest.
@@ -102,36 +108,27 @@ impl Undoing {
     }
 
     /// Undoes one entry; returns the one that nobody holds any more.
-    async fn one(&mut self, entry: &Entry, deadline: Instant) -> Option<Entry> {
-        if self.report.borrow().items.iter().any(|item| item.entry == entry.id && item.result.is_ok()) {
+    async fn one(&self, entry: &Arc<Entry>, deadline: Instant) -> Option<Arc<Entry>> {
+        if self.sheet.borrow().report.items.iter().any(|item| item.entry == entry.id && item.result.is_ok()) {
             return None;
         }
-        // If this is cut off, it has failed: the report must say that it is still there.
-        let cut_off = PortError::timed_out("undo", entry.object.to_string(), "its time was over");
-        self.put_down(entry, Err(cut_off));
-        let effect = self.effect(entry, deadline);
-        let result = self.bench.clients.journal.unmake(entry, effect).await;
+        self.sheet.borrow_mut().now = Some(entry.clone());
+        let result = self.bench.clients.journal.unmake(entry, self.effect(entry, deadline)).await;
         let is_undone = result.is_ok();
-        self.put_down(entry, result);
-        if !is_undone {
-            return None;
+        let mut sheet = self.sheet.borrow_mut();
+        sheet.now = None;
+        sheet.put_down(entry, result);
+        match &entry.object {
+            HostObject::Hold { object } if is_undone => self.unheld(object),
+            _ => None,
         }
-        if let Some(name) = held_name(&entry.object) {
-            self.held.remove(&name);
-        }
-        let HostObject::Hold { object } = &entry.object else {
-            return None;
-        };
-        let left = self.holds.entry(object.clone()).or_default();
-        left.remove(&entry.id);
-        if left.is_empty() { self.held.remove(object) } else { None }
     }
 
-    /// An entry that failed with its holder's end and now succeeds has one line, not two.
-    fn put_down(&self, entry: &Entry, result: Result<Undone, PortError>) {
-        let mut report = self.report.borrow_mut();
-        report.items.retain(|item| item.entry != entry.id);
-        report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
+    /// The live entry of an object, if nobody holds it.
+    fn unheld(&self, name: &str) -> Option<Arc<Entry>> {
+        let ledger = self.bench.clients.journal.ledger();
+        let is_held = ledger.any(&|entry| matches!(&entry.object, HostObject::Hold { object } if object == name));
+        if is_held { None } else { ledger.find(&|entry| held_name(&entry.object) == Some(name)) }
     }
 
     async fn effect(&self, entry: &Entry, deadline: Instant) -> PortResult<()> {

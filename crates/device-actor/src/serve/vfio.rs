@@ -29,7 +29,7 @@ impl Serve<AttachVfio> for DeviceActor {
         Plan::Perform(VfioTicket { bdf: request.bdf.to_ascii_lowercase(), draft: self.draft() })
     }
 
-    fn perform(&self, ticket: &VfioTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut VfioTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (bench, bdf) = (self.bench(&ticket.draft, call), ticket.bdf.clone());
         Box::pin(async move {
             let group = bench.bind_group(VfioName::Function(bdf.clone()), &Scope::Sandbox).await?;

@@ -43,7 +43,7 @@ impl Serve<AttachVsock> for DeviceActor {
         Plan::Perform(VsockTicket { request, draft: self.draft(), daemon: Rc::default() })
     }
 
-    fn perform(&self, ticket: &VsockTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut VsockTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (bench, request) = (self.bench(&ticket.draft, call), ticket.request.clone());
         let daemon = ticket.daemon.clone();
         Box::pin(async move { bench.attach_vsock(request, &daemon).await })

@@ -74,7 +74,7 @@ impl Sandbox {
         self.undo_entries(entries).await
     }
 
-    pub(crate) async fn undo_entries(&self, entries: Vec<Entry>) -> UndoReport {
+    pub(crate) async fn undo_entries(&self, entries: Vec<Arc<Entry>>) -> UndoReport {
         self.actor.ask(UndoNetwork(Undo { entries, vm: VmFate::Gone }), ask()).await.unwrap()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sandbox_model::PortError;
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope};
@@ -9,14 +10,14 @@ use sandbox_model::lifecycle::ActorName;
 
 /// A ledger that outlives its actors, as the file does.
 #[derive(Debug, Default)]
-pub(crate) struct MemoryLedger(RefCell<(u64, BTreeMap<EntryId, Entry>)>);
+pub(crate) struct MemoryLedger(RefCell<(u64, BTreeMap<EntryId, Arc<Entry>>)>);
 
 impl Ledger for MemoryLedger {
     fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> Result<EntryId, PortError> {
         let mut state = self.0.borrow_mut();
         state.0 += 1;
         let id = EntryId(state.0);
-        state.1.insert(id, Entry { id, actor, scope, object, identity: None });
+        state.1.insert(id, Arc::new(Entry { id, actor, scope, object, identity: None }));
         Ok(id)
     }
 
@@ -25,7 +26,7 @@ impl Ledger for MemoryLedger {
         match record {
             Record::Done { entry, identity } => {
                 if let Some(entry) = entries.get_mut(&entry) {
-                    entry.identity = Some(identity);
+                    Arc::make_mut(entry).identity = Some(identity);
                 }
             }
             Record::Refused { entry } | Record::Undone { entry } => {
@@ -36,11 +37,11 @@ impl Ledger for MemoryLedger {
         Ok(())
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         self.0.borrow().1.values().cloned().collect()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.0.borrow().1.get(&id).cloned()
     }
 }
@@ -48,6 +49,6 @@ impl Ledger for MemoryLedger {
 impl MemoryLedger {
     /// Forgets every outcome, as if the process had been killed before it could write one.
     pub(crate) fn forget_outcomes(&self) {
-        self.0.borrow_mut().1.values_mut().for_each(|entry| entry.identity = None);
+        self.0.borrow_mut().1.values_mut().for_each(|entry| Arc::make_mut(entry).identity = None);
     }
 }

@@ -1,6 +1,7 @@
 //! `AdoptCpu`: the size of a VM that an earlier process has left running.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::ContainerId;
@@ -14,7 +15,7 @@ use super::{AdoptCpu, CpuActor, Shares};
 ///
 /// # Errors
 /// [`AdoptError::Contradiction`].
-fn rebuild(entries: &[Entry], kept: &Shares) -> Result<(Shares, usize), AdoptError> {
+fn rebuild(entries: &[Arc<Entry>], kept: &Shares) -> Result<(Shares, usize), AdoptError> {
     let mut noted: BTreeSet<&ContainerId> = BTreeSet::new();
     for entry in entries {
         match &entry.object {
@@ -38,7 +39,7 @@ impl Serve<AdoptCpu> for CpuActor {
         }))
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -59,9 +60,9 @@ mod tests {
         ContainerId::new(name).unwrap()
     }
 
-    fn entry(object: HostObject) -> Entry {
+    fn entry(object: HostObject) -> Arc<Entry> {
         let (scope, identity) = (Scope::Sandbox, Some(Identity::Named));
-        Entry { id: EntryId(1), actor: ActorName::Cpu, scope, object, identity }
+        Arc::new(Entry { id: EntryId(1), actor: ActorName::Cpu, scope, object, identity })
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the CPU actor can be asked.
 
+use std::sync::Arc;
+
 use actor_shell::Request;
 use oci_spec::runtime::LinuxResources;
 use sandbox_model::adopt::{AdoptError, Confirmed};
@@ -99,7 +101,7 @@ impl Request for ResizeFor {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdoptCpu {
     /// The actor's live entries, oldest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// The VM's size at boot and the limits of its growth.
     pub base: Base,
     /// The containers' shares.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actor_shell::{Call, Completion, Domain, LocalFuture, Plan, Serve};
 use guest_agent::{GuestAgent, OnlineCpuMem};
 use hypervisor::{Hypervisor, ResizeMemory, ResizeVcpus};
-use sandbox_model::ledger::{Entry, EntryId, HostObject, Journal, Scope, UndoItem, UndoReport, VmFate};
+use sandbox_model::ledger::{Entry, HostObject, Journal, Scope, UndoItem, UndoReport, VmFate};
 use sandbox_model::request::ResourceUpdate;
 use sandbox_model::{ContainerId, Instant, PortError, PortResult};
 use serde::Serialize;
@@ -87,7 +87,7 @@ impl Serve<BaseIs> for CpuActor {
         Plan::Answer(())
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -140,7 +140,7 @@ impl Serve<ResizeFor> for CpuActor {
         }
     }
 
-    fn perform(&self, ticket: &SizeTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut SizeTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (clients, now, wish, deadline) = (self.clients.clone(), self.now.clone(), ticket.wish, call.deadline);
         let share = ticket.note_share.then(|| ticket.container.clone());
         Box::pin(async move {
@@ -187,10 +187,10 @@ async fn resize(clients: &Clients, now: &Sized, wish: Wish, deadline: Instant) -
 }
 
 impl Serve<UndoCpu> for CpuActor {
-    type Ticket = Vec<Entry>;
+    type Ticket = Vec<Arc<Entry>>;
     type Outcome = (UndoReport, Option<Sized>);
 
-    fn plan(&mut self, UndoCpu(undo): UndoCpu, _: &Call) -> Plan<Vec<Entry>, UndoReport> {
+    fn plan(&mut self, UndoCpu(undo): UndoCpu, _: &Call) -> Plan<Vec<Arc<Entry>>, UndoReport> {
         for entry in &undo.entries {
             if let HostObject::ResourceShare { container } = &entry.object {
                 self.shares = self.shares.without(container);
@@ -203,7 +203,7 @@ impl Serve<UndoCpu> for CpuActor {
         Plan::Perform(undo.entries)
     }
 
-    fn perform(&self, entries: &Vec<Entry>, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, entries: &mut Vec<Arc<Entry>>, call: &Call) -> LocalFuture<Self::Outcome> {
         let (clients, entries, now, deadline) =
             (self.clients.clone(), entries.clone(), self.now.clone(), call.deadline);
         let target = self.base.as_ref().filter(|base| !base.is_static).and_then(|base| {
@@ -215,7 +215,7 @@ impl Serve<UndoCpu> for CpuActor {
             let mut report = UndoReport::default();
             for entry in &entries {
                 let result = clients.journal.unmake(entry, std::future::ready(check(entry))).await;
-                report.items.push(UndoItem { entry: EntryId(entry.id.0), object: entry.object.to_string(), result });
+                report.items.push(UndoItem::of(entry, result));
             }
             let shrinks = target.filter(|wish| wish.vcpus < now.vcpus || wish.memory_mib < now.memory_mib);
             let sized = match shrinks {
@@ -228,7 +228,7 @@ impl Serve<UndoCpu> for CpuActor {
         })
     }
 
-    fn settle(&mut self, _: Vec<Entry>, done: Completion<Self::Outcome>) -> UndoReport {
+    fn settle(&mut self, _: Vec<Arc<Entry>>, done: Completion<Self::Outcome>) -> UndoReport {
         match done {
             Completion::Finished((report, sized)) => {
                 if let Some(sized) = sized {

@@ -108,23 +108,37 @@ pub(super) fn fits(object: &HostObject, identity: &Identity) -> bool {
     }
 }
 
-/// The kind of an object, and how many of it a sandbox may have at a time. Far above what one needs:
-/// it is where a loop of somebody's ends before the host does.
-pub(super) fn limit(object: &HostObject) -> (&'static str, usize) {
-    match object {
-        HostObject::Directory { .. } => ("directories", 4096),
-        HostObject::File { .. } => ("files", 4096),
-        HostObject::Mount { .. } => ("mounts", 2048),
-        HostObject::NetNamespace { .. } => ("network namespaces", 8),
-        HostObject::Tap { .. } => ("taps", 64),
-        HostObject::IngressQdisc { .. } => ("ingress qdiscs", 128),
-        HostObject::Process { .. } => ("processes", 16),
-        HostObject::Cgroup { .. } => ("cgroups", 16),
-        HostObject::VmDevice { .. } => ("devices", 256),
-        HostObject::VfioBinding { .. } => ("VFIO functions", 64),
-        HostObject::Hold { .. } => ("holds", 8192),
-        HostObject::ResourceShare { .. } => ("containers with limits", 2048),
-    }
+/// Kinds of objects.
+pub(super) const KINDS: usize = 12;
+
+/// A kind of object.
+pub(super) struct Kind {
+    /// Below [`KINDS`].
+    pub(super) number: usize,
+    /// What several of them are called.
+    pub(super) name: &'static str,
+    /// How many a sandbox may have at a time. Far above what one needs: it is where a loop of
+    /// somebody's ends before the host does.
+    pub(super) limit: u16,
+}
+
+/// The kind of an object.
+pub(super) fn kind(object: &HostObject) -> Kind {
+    let (number, name, limit) = match object {
+        HostObject::Directory { .. } => (0, "directories", 4096),
+        HostObject::File { .. } => (1, "files", 4096),
+        HostObject::Mount { .. } => (2, "mounts", 2048),
+        HostObject::NetNamespace { .. } => (3, "network namespaces", 8),
+        HostObject::Tap { .. } => (4, "taps", 64),
+        HostObject::IngressQdisc { .. } => (5, "ingress qdiscs", 128),
+        HostObject::Process { .. } => (6, "processes", 16),
+        HostObject::Cgroup { .. } => (7, "cgroups", 16),
+        HostObject::VmDevice { .. } => (8, "devices", 256),
+        HostObject::VfioBinding { .. } => (9, "VFIO functions", 64),
+        HostObject::Hold { .. } => (10, "holds", 8192),
+        HostObject::ResourceShare { .. } => (11, "containers with limits", 2048),
+    };
+    Kind { number, name, limit }
 }
 
 fn makes(actor: ActorName, object: &HostObject) -> bool {

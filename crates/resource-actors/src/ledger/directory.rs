@@ -228,11 +228,11 @@ mod tests {
     use sandbox_model::lifecycle::{ActorName, LifecycleState};
 
     fn spec(name: &str) -> SandboxSpec {
-        SandboxSpec { id: SandboxId::new(name).unwrap(), config: SandboxConfig::default(), cgroups_path: None }
+        SandboxSpec { id: SandboxId::new(name).unwrap(), config: SandboxConfig::default().into(), cgroups_path: None }
     }
 
     fn progress() -> Progress {
-        let facts = Facts::default();
+        let facts = Facts::default().into();
         Progress {
             version: SAVED_VERSION,
             state: LifecycleState::Running,

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use sandbox_model::ledger::{Entry, EntryId, HostObject, LEDGER_VERSION, Ledger, Record, Scope};
 use sandbox_model::lifecycle::ActorName;
@@ -148,12 +149,12 @@ impl<L: Lines> Ledger for LineLedger<L> {
         written
     }
 
-    fn live(&self) -> Vec<Entry> {
-        self.table.borrow().entries().cloned().collect()
+    fn live(&self) -> Vec<Arc<Entry>> {
+        self.table.borrow().shared().cloned().collect()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
-        self.table.borrow().entry(id).cloned()
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
+        self.table.borrow().shared_entry(id).cloned()
     }
 
     fn count(&self) -> usize {
@@ -168,8 +169,8 @@ impl<L: Lines> Ledger for LineLedger<L> {
         self.table.borrow().entry(id).is_some()
     }
 
-    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
-        self.table.borrow().entries().rfind(|entry| test(entry)).cloned()
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        self.table.borrow().shared().rfind(|entry| test(entry)).cloned()
     }
 
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {

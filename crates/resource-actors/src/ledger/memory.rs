@@ -46,12 +46,12 @@ impl Ledger for ShelvedLedger {
         checked.map_err(|violation| PortError::new(ErrorKind::Invalid, "record", "ledger", violation.to_string()))
     }
 
-    fn live(&self) -> Vec<Entry> {
-        self.0.table.borrow().entries().cloned().collect()
+    fn live(&self) -> Vec<Arc<Entry>> {
+        self.0.table.borrow().shared().cloned().collect()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
-        self.0.table.borrow().entry(id).cloned()
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
+        self.0.table.borrow().shared_entry(id).cloned()
     }
 
     fn count(&self) -> usize {
@@ -66,8 +66,8 @@ impl Ledger for ShelvedLedger {
         self.0.table.borrow().entry(id).is_some()
     }
 
-    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
-        self.0.table.borrow().entries().rfind(|entry| test(entry)).cloned()
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        self.0.table.borrow().shared().rfind(|entry| test(entry)).cloned()
     }
 
     fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
@@ -120,7 +120,12 @@ impl SandboxStore for MemoryStore {
     }
 
     fn save(&self, sandbox: &SandboxId, progress: Progress) -> PortResult<()> {
-        self.shelf("save", sandbox)?.progress.send_replace(Some(progress));
+        let shelf = self.shelf("save", sandbox)?;
+        // Nobody waits for it.
+        shelf.progress.send_if_modified(|kept| {
+            *kept = Some(progress);
+            false
+        });
         Ok(())
     }
 

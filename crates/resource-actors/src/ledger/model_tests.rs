@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Identity, Ledger, Record, Scope};
@@ -72,7 +73,7 @@ fn expect(model: &mut Model, step: &Step, next: EntryId) -> bool {
     }
 }
 
-fn open(entries: &[Entry]) -> Model {
+fn open(entries: &[Arc<Entry>]) -> Model {
     entries.iter().map(|entry| (entry.id.0, entry.identity.is_some())).collect()
 }
 
@@ -98,7 +99,7 @@ proptest! {
                 ledger = file::open(path.clone(), "boot".into(), bounds.clone()).unwrap();
             }
         }
-        let entries: Vec<Entry> = table.entries().cloned().collect();
+        let entries: Vec<Arc<Entry>> = table.shared().cloned().collect();
         prop_assert_eq!(ledger.live(), entries);
     }
 }

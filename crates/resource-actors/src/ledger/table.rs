@@ -1,11 +1,12 @@
 //! What a ledger's records add up to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sandbox_model::SandboxId;
 use sandbox_model::ledger::{Entry, EntryId, LEDGER_VERSION, Record};
 
-use super::bounds::{Bounds, fits, limit};
+use super::bounds::{Bounds, KINDS, Kind, fits, kind};
 use super::seal::Seal;
 
 /// A record that does not follow from those before it.
@@ -51,9 +52,10 @@ pub enum Violation {
 /// The open entries of a ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerTable {
-    /// Boxed: nodes of a map that only grows at its end stay half empty, and an entry is large.
-    open: BTreeMap<EntryId, Box<Entry>>,
-    counts: BTreeMap<&'static str, usize>,
+    /// Shared with those who look at them, undo them and report on them.
+    open: BTreeMap<EntryId, Arc<Entry>>,
+    /// How many of each kind, in the order of the kinds' numbers.
+    counts: [u16; KINDS],
     last: u64,
 }
 
@@ -77,12 +79,13 @@ impl LedgerTable {
         match record {
             Record::Header { .. } => Err(Violation::Header),
             Record::Intent { entry, .. } if entry.0 <= self.last => Err(Violation::Reused(*entry)),
-            Record::Intent { object, .. } => match limit(object) {
-                (kind, limit) if self.counts.get(kind).is_some_and(|count| *count >= limit) => {
-                    Err(Violation::Full { kind, limit })
+            Record::Intent { object, .. } => {
+                let Kind { number, name: kind, limit } = kind(object);
+                if self.counts[number] >= limit {
+                    return Err(Violation::Full { kind, limit: limit.into() });
                 }
-                _ => Ok(()),
-            },
+                Ok(())
+            }
             Record::Done { entry, identity } => match open(entry)? {
                 open if open.identity.is_some() => Err(Violation::NotOpen(*entry)),
                 open if !fits(&open.object, identity) => Err(Violation::Identity(*entry)),
@@ -110,17 +113,17 @@ impl LedgerTable {
         match record {
             Record::Intent { entry: id, actor, scope, object } => {
                 self.last = id.0;
-                *self.counts.entry(limit(&object).0).or_default() += 1;
-                self.open.insert(id, Box::new(Entry { id, actor, scope, object, identity: None }));
+                self.counts[kind(&object).number] += 1;
+                self.open.insert(id, Arc::new(Entry { id, actor, scope, object, identity: None }));
             }
             Record::Done { entry, identity } => {
                 if let Some(open) = self.open.get_mut(&entry) {
-                    open.identity = Some(identity);
+                    Arc::make_mut(open).identity = Some(identity);
                 }
             }
             Record::Refused { entry } | Record::Undone { entry } => {
                 if let Some(closed) = self.open.remove(&entry) {
-                    self.counts.entry(limit(&closed.object).0).and_modify(|count| *count -= 1);
+                    self.counts[kind(&closed.object).number] -= 1;
                 }
             }
             Record::Header { .. } | Record::UndoIntent { .. } | Record::UndoFailed { .. } => {}
@@ -141,9 +144,19 @@ impl LedgerTable {
         self.open.values().map(AsRef::as_ref)
     }
 
+    /// The open entries, oldest first, for who goes on while the table changes.
+    pub(super) fn shared(&self) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
+        self.open.values()
+    }
+
     /// One open entry.
     pub fn entry(&self, id: EntryId) -> Option<&Entry> {
         self.open.get(&id).map(AsRef::as_ref)
+    }
+
+    /// Likewise, shared.
+    pub(super) fn shared_entry(&self, id: EntryId) -> Option<&Arc<Entry>> {
+        self.open.get(&id)
     }
 
     /// How many are open.

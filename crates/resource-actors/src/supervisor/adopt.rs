@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use actor_shell::{Call, LocalFuture};
+use actor_shell::Call;
 use cgroup_actor::{AdoptCgroups, CpusetOf, PlaceVm};
 use device_actor::AdoptDevices;
 use hypervisor::{AdoptVm, AdoptedVm, VmCondition};
@@ -19,7 +20,7 @@ use sharefs_actor::AdoptShares;
 
 use super::crew::{Crew, StepError};
 use super::stop::is_vmm;
-use super::{Adopt, CpusetWish, Facts, OpenStep, Progress, Step, StepKind};
+use super::{Adopt, CpusetWish, Facts, OpenStep, Progress, Step, StepKind, Stepped};
 use crate::cpu::{AdoptCpu, Sized};
 use crate::error::Cause;
 
@@ -60,7 +61,7 @@ impl Step for Adopt {
         adopted.state
     }
 
-    fn run(self, crew: Rc<Crew>, _: Facts, call: Call) -> LocalFuture<Result<(Adopted, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, _: Arc<Facts>, call: Call) -> Stepped<Adopted> {
         const STEP: &str = "Adopt";
         Box::pin(async move {
             let Progress { state, committed, open, mut facts, .. } = self.progress;
@@ -71,7 +72,7 @@ impl Step for Adopt {
             let leaving = Leaving::new(committed, open.as_ref());
             let found = crew.adopt_resources(&facts, &vm, &leaving, &call).await?;
             crew.daemons_are_known.send_replace(true);
-            facts.vm = Some(vm.vm);
+            Arc::make_mut(&mut facts).vm = Some(vm.vm);
             crew.waits_for(STEP, "the undo of the step that was cut off");
             let undone = crew.undo_unfinished(&leaving, &found.orphans).await;
             if let Some((item, error)) = undone.failed().next() {
@@ -79,8 +80,7 @@ impl Step for Adopt {
                 return Err(StepError::own(what, error.clone()));
             }
             if let Some(OpenStep::Release(container)) = &open {
-                facts.containers.remove(container);
-                facts.unlimit(container);
+                Arc::make_mut(&mut facts).remove_container(container);
             }
             if state == LifecycleState::Running {
                 crew.reach_agent(STEP, &facts, &call).await?;
@@ -129,11 +129,11 @@ impl Crew {
         leaving: &Leaving,
         call: &Call,
     ) -> Result<Confirmed, StepError> {
-        let mut of: BTreeMap<ActorName, Vec<Entry>> = BTreeMap::new();
+        let mut of: BTreeMap<ActorName, Vec<Arc<Entry>>> = BTreeMap::new();
         for mut entry in self.ledger.live() {
             if leaving.takes(&entry) {
                 // Its undo may have begun: as of an intent, nobody knows whether it is there.
-                entry.identity = None;
+                Arc::make_mut(&mut entry).identity = None;
             }
             of.entry(entry.actor).or_default().push(entry);
         }
@@ -171,7 +171,7 @@ impl Crew {
 
     /// Takes the way of a failed step for what was made after the last one that succeeded, and brings
     /// a release that had begun to its end.
-    async fn undo_unfinished(&self, leaving: &Leaving, orphans: &[Entry]) -> UndoReport {
+    async fn undo_unfinished(&self, leaving: &Leaving, orphans: &[Arc<Entry>]) -> UndoReport {
         let is_orphan = |entry: &Entry| orphans.iter().any(|orphan| orphan.id == entry.id);
         let live = self.ledger.live().into_iter();
         self.undo_in_order(live.filter(|entry| leaving.takes(entry) || is_orphan(entry)).collect(), VmFate::Alive).await

@@ -1,8 +1,9 @@
 //! What a container gets and gives back (behaviour A2, A6, A7, A8, A11).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
-use actor_shell::{Call, LocalFuture};
+use actor_shell::Call;
 use cgroup_actor::{PlaceVcpus, UpdateCpuset};
 use device_actor::{AttachDevice, AttachOciDevices};
 use oci_spec::runtime::Mount;
@@ -18,7 +19,7 @@ use sharefs_actor::{ShareRootfs, ShareVolume};
 
 use super::crew::{Crew, StepError};
 use super::{
-    CpusetWish, Facts, OpenStep, ReleaseContainer, SetUpDevices, SetUpRootfs, SetUpVolumes, Step, StepKind,
+    CpusetWish, Facts, OpenStep, ReleaseContainer, SetUpDevices, SetUpRootfs, SetUpVolumes, Step, StepKind, Stepped,
     UpdateLinuxResources,
 };
 use crate::cpu::ResizeFor;
@@ -30,11 +31,11 @@ impl Step for SetUpRootfs {
     type Done = GuestRootfs;
     const KIND: StepKind = StepKind::Container;
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<(GuestRootfs, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<GuestRootfs> {
         Box::pin(async move {
             let Self(RootfsRequest { container, source, read_only }) = self;
             let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-            facts.containers.insert(container.clone());
+            Facts::add_container(&mut facts, &container);
             let rootfs = match source {
                 RootfsSource::Directory { path } => {
                     crew.waits_for("SetUpRootfs", "the shared directory");
@@ -132,14 +133,9 @@ impl Step for SetUpVolumes {
     type Done = GuestVolumes;
     const KIND: StepKind = StepKind::Container;
 
-    fn run(
-        self,
-        crew: Rc<Crew>,
-        mut facts: Facts,
-        call: Call,
-    ) -> LocalFuture<Result<(GuestVolumes, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<GuestVolumes> {
         Box::pin(async move {
-            facts.containers.insert(self.0.container.clone());
+            Facts::add_container(&mut facts, &self.0.container);
             let mut volumes = GuestVolumes::default();
             for mount in &self.0.mounts {
                 let (mount, storage) = crew.set_up_volume(mount, &self.0.container, &call).await?;
@@ -155,14 +151,9 @@ impl Step for SetUpDevices {
     type Done = GuestDevices;
     const KIND: StepKind = StepKind::Container;
 
-    fn run(
-        self,
-        crew: Rc<Crew>,
-        mut facts: Facts,
-        call: Call,
-    ) -> LocalFuture<Result<(GuestDevices, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<GuestDevices> {
         Box::pin(async move {
-            facts.containers.insert(self.0.container.clone());
+            Facts::add_container(&mut facts, &self.0.container);
             crew.waits_for("SetUpDevices", "its devices");
             let request = AttachOciDevices {
                 container: self.0.container,
@@ -181,16 +172,11 @@ impl Step for UpdateLinuxResources {
     type Done = AppliedResources;
     const KIND: StepKind = StepKind::Container;
 
-    fn run(
-        self,
-        crew: Rc<Crew>,
-        mut facts: Facts,
-        call: Call,
-    ) -> LocalFuture<Result<(AppliedResources, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<AppliedResources> {
         Box::pin(async move {
             let (container, update) = (self.0.container.clone(), self.0.update);
             if update != ResourceUpdate::Remove {
-                facts.containers.insert(container.clone());
+                Facts::add_container(&mut facts, &container);
             }
             crew.waits_for("UpdateLinuxResources", "the cpuset and the VM's size");
             let CpusetWish { cpus, mems } = CpusetWish::of(self.0.resources.as_ref());
@@ -206,7 +192,7 @@ impl Step for UpdateLinuxResources {
                 let request = PlaceVcpus { vcpu_threads };
                 crew.cgroup.ask("move new vCPUs into the cgroup", request, &call).await?;
             }
-            facts.limit(&self.0).map_err(|error| StepError::own("note the limits", error))?;
+            Arc::make_mut(&mut facts).limit(&self.0).map_err(|error| StepError::own("note the limits", error))?;
             let for_agent = self.0.resources.as_ref().map(resources_for_agent);
             Ok((AppliedResources { vcpus: sized.vcpus, memory_mib: sized.memory_mib, for_agent }, facts))
         })
@@ -215,21 +201,21 @@ impl Step for UpdateLinuxResources {
 
 /// Whether a device or binding was let go of by its last holder and could not be taken away: nobody
 /// else will ask for it before the sandbox ends.
-fn is_left_over(entry: &Entry, live: &[Entry]) -> bool {
+fn is_left_over(entry: &Entry, live: &[Arc<Entry>]) -> bool {
     let name = match &entry.object {
         HostObject::VmDevice { device, .. } => device.as_str(),
         HostObject::VfioBinding { bdf, .. } => bdf.as_str(),
         _ => return false,
     };
     let is_hold = |other: &Entry| matches!(&other.object, HostObject::Hold { object } if object == name);
-    !live.iter().any(is_hold)
+    !live.iter().any(|other| is_hold(other))
 }
 
 impl Step for ReleaseContainer {
     type Done = UndoReport;
     const KIND: StepKind = StepKind::ReleaseContainer;
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, _: Call) -> LocalFuture<Result<(UndoReport, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, _: Call) -> Stepped<UndoReport> {
         Box::pin(async move {
             crew.waits_for("ReleaseContainer", &format!("what {} holds", self.container));
             let kept = crew.keep_open(OpenStep::Release(self.container.clone()), &facts);
@@ -241,8 +227,7 @@ impl Step for ReleaseContainer {
             let fate = if facts.vm.is_some() { VmFate::Alive } else { VmFate::Gone };
             let report = crew.undo_in_order(held, fate).await;
             if report.is_clean() {
-                facts.containers.remove(&self.container);
-                facts.unlimit(&self.container);
+                Arc::make_mut(&mut facts).remove_container(&self.container);
             }
             Ok((report, facts))
         })

@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actor_shell::{Address, Ask, Call, CurrentCause, Domain, Refused, Request, Serve};
+use actor_shell::{Address, Ask, Call, CurrentCause, Domain, Published, Refused, Request, Serve};
 use cgroup_actor::CgroupActor;
 use device_actor::DeviceActor;
 use guest_agent::GuestAgent;
@@ -31,20 +31,20 @@ pub(crate) struct Seat<D: Domain> {
     name: ActorName,
     address: RefCell<Address<D>>,
     generation: Cell<u32>,
-    make: Box<dyn Fn(u32) -> Address<D>>,
-    /// What the actor that sits here has published: another channel for each.
-    published: watch::Sender<watch::Receiver<D::Snapshot>>,
+    make: Box<Make<D>>,
+    /// What whoever sits here publishes.
+    published: Published<D::Snapshot>,
 }
 
-/// What whoever sits in a [`Seat`] has published.
-pub(crate) type Published<D> = watch::Receiver<watch::Receiver<<D as Domain>::Snapshot>>;
+/// Makes the actor of which it is told the generation, from 1, and where it publishes.
+type Make<D> = dyn Fn(u32, Published<<D as Domain>::Snapshot>) -> Address<D>;
 
 impl<D: Domain> Seat<D> {
-    /// `make` is told which of the actors of that name it makes, from 1.
-    pub(crate) fn new(name: ActorName, make: impl Fn(u32) -> Address<D> + 'static) -> Self {
-        let first = make(1);
-        let published = watch::Sender::new(first.snapshot());
-        Self { name, address: RefCell::new(first), generation: Cell::new(1), make: Box::new(make), published }
+    /// A seat with the first actor of that name in it.
+    pub(crate) fn new(name: ActorName, make: impl Fn(u32, Published<D::Snapshot>) -> Address<D> + 'static) -> Self {
+        let published = Published::default();
+        let address = RefCell::new(make(1, published.clone()));
+        Self { name, address, generation: Cell::new(1), make: Box::new(make), published }
     }
 
     pub(crate) fn address(&self) -> Address<D> {
@@ -54,14 +54,13 @@ impl<D: Domain> Seat<D> {
     /// Puts a new actor, which knows only the ledger, in the place of one that has died.
     pub(crate) fn replace(&self) {
         self.generation.set(self.generation.get() + 1);
-        let next = (self.make)(self.generation.get());
-        self.published.send_replace(next.snapshot());
+        let next = (self.make)(self.generation.get(), self.published.clone());
         *self.address.borrow_mut() = next;
     }
 
-    /// For readers on any thread.
-    pub(crate) fn published(&self) -> Published<D> {
-        self.published.subscribe()
+    /// What whoever sits here has published.
+    pub(crate) fn published(&self) -> Published<D::Snapshot> {
+        self.published.clone()
     }
 
     /// Asks for something that can fail, as part of a step.
@@ -158,7 +157,7 @@ impl Crew {
     }
 
     /// What is kept of a sandbox in which no step is open.
-    pub(crate) fn progress(&self, state: LifecycleState, facts: Facts) -> Progress {
+    pub(crate) fn progress(&self, state: LifecycleState, facts: Arc<Facts>) -> Progress {
         Progress { version: SAVED_VERSION, state, committed: self.mark(), open: None, facts }
     }
 
@@ -168,7 +167,7 @@ impl Crew {
     }
 
     /// Keeps that a step has begun which takes away what others made: a later process ends it.
-    pub(crate) fn keep_open(&self, step: OpenStep, facts: &Facts) -> PortResult<()> {
+    pub(crate) fn keep_open(&self, step: OpenStep, facts: &Arc<Facts>) -> PortResult<()> {
         let state = self.status.borrow().state;
         self.keep(Progress { open: Some(step), ..self.progress(state, facts.clone()) })
     }
@@ -177,8 +176,10 @@ impl Crew {
     pub(crate) fn waits_for(&self, step: &str, what: &str) {
         let since_ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.status.send_modify(|status| {
-            let since_ms = status.step.as_ref().filter(|now| now.step == step).map_or(since_ms, |now| now.since_ms);
-            status.step = Some(StepStatus { step: step.to_owned(), waiting_for: what.to_owned(), since_ms });
+            match &mut status.step {
+                Some(now) if now.step == step => what.clone_into(&mut now.waiting_for),
+                now => *now = Some(StepStatus { step: step.to_owned(), waiting_for: what.to_owned(), since_ms }),
+            }
             status.revision += 1;
         });
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 use guest_agent::AgentAddress;
 use hypervisor::StartedVm;
@@ -71,8 +72,21 @@ impl Facts {
         Ok(())
     }
 
+    /// Notes that a container holds something. Facts that say so are not copied.
+    pub(super) fn add_container(facts: &mut Arc<Self>, container: &ContainerId) {
+        if !facts.containers.contains(container) {
+            Arc::make_mut(facts).containers.insert(container.clone());
+        }
+    }
+
+    /// Forgets a container that holds nothing any more.
+    pub(super) fn remove_container(&mut self, container: &ContainerId) {
+        self.containers.remove(container);
+        self.unlimit(container);
+    }
+
     /// Forgets a container's limits.
-    pub(super) fn unlimit(&mut self, container: &ContainerId) {
+    fn unlimit(&mut self, container: &ContainerId) {
         self.shares = self.shares.without(container);
         self.cpusets.remove(container);
     }
@@ -95,7 +109,7 @@ pub struct Progress {
     /// A step that takes away what others made, and has begun.
     pub open: Option<OpenStep>,
     /// What it had.
-    pub facts: Facts,
+    pub facts: Arc<Facts>,
 }
 
 /// A step that makes nothing, so that its beginning does not show in the ledger.

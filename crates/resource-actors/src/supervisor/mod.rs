@@ -1,8 +1,8 @@
 //! One sandbox's lifecycle: it alone knows the order, and it alone talks to more than one actor.
 //!
 //! Each message is a [`Step`]: admitted by the lifecycle's table, run against the [`Crew`], and
-//! either committed or undone from the ledger. A step works on a copy of the sandbox's [`Facts`]
-//! and hands back the changed copy, so a step that fails leaves them as they were.
+//! either committed or undone from the ledger. A step that changes the sandbox's [`Facts`] works on
+//! a copy and hands it back, so a step that fails leaves them as they were.
 
 mod adopt;
 mod container;
@@ -15,6 +15,7 @@ mod stop;
 mod unwind;
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actor_shell::{Call, Completion, Domain, LocalFuture, Plan, Request, Serve};
@@ -28,13 +29,16 @@ use crate::error::{Cause, SandboxError, StepFailure};
 use crate::planning::sandbox_storages;
 use crate::system::SandboxSpec;
 pub use adopt::Adopted;
-pub(crate) use crew::{Crew, Published, Seat, StepError};
+pub(crate) use crew::{Crew, Seat, StepError};
 pub use facts::{CpusetWish, Facts, OpenStep, Progress, SAVED_VERSION, SavedSandbox};
 pub(crate) use lifecycle::StepKind;
 pub use messages::*;
 
+/// What a step comes to: its result, and what the sandbox has then.
+pub(crate) type Stepped<T> = LocalFuture<Result<(T, Arc<Facts>), StepError>>;
+
 /// A step of the lifecycle.
-pub(crate) trait Step: Request<Reply = Result<Self::Done, SandboxError>> + Clone {
+pub(crate) trait Step: Request<Reply = Result<Self::Done, SandboxError>> {
     /// Its result.
     type Done: Serialize + Send + 'static;
     /// Its row in the lifecycle's table.
@@ -46,7 +50,7 @@ pub(crate) trait Step: Request<Reply = Result<Self::Done, SandboxError>> + Clone
     }
 
     /// Runs it. What it makes on the host goes through the ledger.
-    fn run(self, crew: Rc<Crew>, facts: Facts, call: Call) -> LocalFuture<Result<(Self::Done, Facts), StepError>>;
+    fn run(self, crew: Rc<Crew>, facts: Arc<Facts>, call: Call) -> Stepped<Self::Done>;
 }
 
 /// The actor behind a sandbox's handle.
@@ -55,11 +59,11 @@ pub struct Supervisor {
     crew: Rc<Crew>,
     state: LifecycleState,
     failure: Option<String>,
-    facts: Facts,
+    facts: Arc<Facts>,
 }
 
 impl Supervisor {
-    pub(crate) fn new(crew: Crew, state: LifecycleState, failure: Option<String>, facts: Facts) -> Self {
+    pub(crate) fn new(crew: Crew, state: LifecycleState, failure: Option<String>, facts: Arc<Facts>) -> Self {
         Self { crew: Rc::new(crew), state, failure, facts }
     }
 
@@ -74,7 +78,7 @@ impl Supervisor {
     fn saved(&self) -> SavedSandbox {
         let spec = SandboxSpec {
             id: self.crew.sandbox.clone(),
-            config: (*self.crew.config).clone(),
+            config: self.crew.config.clone(),
             cgroups_path: self.crew.cgroups_path.clone(),
         };
         SavedSandbox { spec, progress: self.crew.progress(self.state, self.facts.clone()) }
@@ -127,7 +131,7 @@ pub struct Settled<R> {
 #[derive(Debug)]
 enum Verdict {
     /// It succeeded.
-    Commit { state: LifecycleState, facts: Box<Facts> },
+    Commit { state: LifecycleState, facts: Arc<Facts> },
     /// It failed and was undone: all is as before.
     Keep,
     /// It failed, and what is true now is not what was before.
@@ -135,12 +139,13 @@ enum Verdict {
 }
 
 impl<S: Step> Serve<S> for Supervisor {
-    type Ticket = S;
+    /// The step, until it is performed.
+    type Ticket = Option<S>;
     type Outcome = Settled<S::Reply>;
 
-    fn plan(&mut self, step: S, _: &Call) -> Plan<S, S::Reply> {
+    fn plan(&mut self, step: S, _: &Call) -> Plan<Option<S>, S::Reply> {
         if S::KIND.fits(self.state) {
-            return Plan::Perform(step);
+            return Plan::Perform(Some(step));
         }
         Plan::Answer(Err(SandboxError::WrongState {
             sandbox: self.crew.sandbox.clone(),
@@ -150,14 +155,12 @@ impl<S: Step> Serve<S> for Supervisor {
         }))
     }
 
-    fn perform(&self, step: &S, call: &Call) -> LocalFuture<Settled<S::Reply>> {
+    fn perform(&self, step: &mut Option<S>, call: &Call) -> LocalFuture<Settled<S::Reply>> {
         let (crew, facts, call, state) = (self.crew.clone(), self.facts.clone(), call.clone(), self.state);
-        let step = step.clone();
+        let step = step.take().expect("a step is performed once");
         Box::pin(async move {
             match run(step, crew, state, facts, call).await {
-                Ok((done, state, facts)) => {
-                    Settled { reply: Ok(done), verdict: Verdict::Commit { state, facts: Box::new(facts) } }
-                }
+                Ok((done, state, facts)) => Settled { reply: Ok(done), verdict: Verdict::Commit { state, facts } },
                 Err((failure, is_fatal)) => {
                     let is_lasting = is_fatal || !failure.undo.is_clean();
                     let verdict = if is_lasting { Verdict::Fail(failure.to_string()) } else { Verdict::Keep };
@@ -167,7 +170,7 @@ impl<S: Step> Serve<S> for Supervisor {
         })
     }
 
-    fn settle(&mut self, _: S, done: Completion<Settled<S::Reply>>) -> S::Reply {
+    fn settle(&mut self, _: Option<S>, done: Completion<Settled<S::Reply>>) -> S::Reply {
         let Completion::Finished(Settled { reply, verdict }) = done else {
             let failure = StepFailure {
                 sandbox: self.crew.sandbox.clone(),
@@ -182,7 +185,7 @@ impl<S: Step> Serve<S> for Supervisor {
         };
         match verdict {
             Verdict::Commit { state, facts } => {
-                self.facts = *facts;
+                self.facts = facts;
                 self.state = state;
                 if state == LifecycleState::Failed {
                     self.failure.get_or_insert_with(|| "clean-up left something behind".to_owned());
@@ -203,9 +206,9 @@ async fn run<S: Step>(
     step: S,
     crew: Rc<Crew>,
     state: LifecycleState,
-    facts: Facts,
+    facts: Arc<Facts>,
     call: Call,
-) -> Result<(S::Done, LifecycleState, Facts), (StepFailure, bool)> {
+) -> Result<(S::Done, LifecycleState, Arc<Facts>), (StepFailure, bool)> {
     let (mark, begun) = (crew.mark(), Instant::now());
     let vm_runs = facts.vm.is_some() || S::KIND == StepKind::StartVm;
     // These two end the VM, or outlive its end.
@@ -252,7 +255,7 @@ async fn run<S: Step>(
 }
 
 /// The entries that were made after `mark`.
-fn since(crew: &Crew, mark: EntryId) -> Vec<Entry> {
+fn since(crew: &Crew, mark: EntryId) -> Vec<Arc<Entry>> {
     crew.ledger.live().into_iter().filter(|entry| entry.id > mark).collect()
 }
 
@@ -286,7 +289,7 @@ impl Serve<StoragesForSandbox> for Supervisor {
         Plan::Answer(Ok(sandbox_storages(self.facts.has_share, request.shm_bytes)))
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -310,7 +313,7 @@ impl Serve<Save> for Supervisor {
         Plan::Answer(kept.map(|()| saved).map_err(SandboxError::Store))
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -326,7 +329,7 @@ impl Serve<VmExited> for Supervisor {
     fn plan(&mut self, request: VmExited, _: &Call) -> Plan<(), ()> {
         match self.state {
             LifecycleState::Started | LifecycleState::Running => {
-                self.facts.vm = None;
+                Arc::make_mut(&mut self.facts).vm = None;
                 self.fail(format!("the VM ended by itself: {}", crew::describe(&request.exit)));
             }
             // It was asked to end, or has been noticed by a step.
@@ -339,7 +342,7 @@ impl Serve<VmExited> for Supervisor {
         Plan::Answer(())
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -357,7 +360,7 @@ impl Serve<DaemonEnded> for Supervisor {
         Plan::Answer(())
     }
 
-    fn perform(&self, (): &(), _: &Call) -> LocalFuture<()> {
+    fn perform(&self, (): &mut (), _: &Call) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }
 

@@ -1,9 +1,10 @@
 //! From `Created` to `Running` (behaviour A1).
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use actor_shell::{Call, LocalFuture};
+use actor_shell::Call;
 use cgroup_actor::{CreateCgroups, PlaceVm};
 use device_actor::{AttachDevice, AttachVfio, AttachVsock};
 use guest_agent::AgentAddress;
@@ -18,7 +19,9 @@ use sandbox_model::{Instant, PortError};
 use sharefs_actor::{SetUpShare, VerifyShare};
 
 use super::crew::{Crew, StepError};
-use super::{Facts, PrepareBeforeStartVm, SetUpNetwork, SetupAfterStartVm, StartVm, Step, StepKind, last_words};
+use super::{
+    Facts, PrepareBeforeStartVm, SetUpNetwork, SetupAfterStartVm, StartVm, Step, StepKind, Stepped, last_words,
+};
 use crate::cpu::{Base, BaseIs};
 use crate::error::Cause;
 use crate::planning::{vm_base, vm_spec};
@@ -31,7 +34,7 @@ impl Step for PrepareBeforeStartVm {
         LifecycleState::Prepared
     }
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<()> {
         Box::pin(async move {
             let wishes = Wishes::from_list(&self.resources)?;
             crew.waits_for("PrepareBeforeStartVm", "cgroups, network, shared directory and vsock");
@@ -45,7 +48,8 @@ impl Step for PrepareBeforeStartVm {
             // All have ended, so an undo finds everything that there will be.
             cgroups?;
             let (network, share, vsock) = (network?, share?, vsock?);
-            facts.agent = vsock.map(|vsock| agent_address(vsock, crew.config.agent.server_port));
+            let known = Arc::make_mut(&mut facts);
+            known.agent = vsock.map(|vsock| agent_address(vsock, crew.config.agent.server_port));
             crew.waits_for("PrepareBeforeStartVm", "its devices");
             for resource in self.resources {
                 match resource {
@@ -54,7 +58,7 @@ impl Step for PrepareBeforeStartVm {
                     ResourceConfig::ShareFs(_) => {
                         let device = share.clone().map(DeviceConfig::ShareFs);
                         crew.attach_all("plug the shared directory", device, &call).await?;
-                        facts.has_share = true;
+                        known.has_share = true;
                     }
                     ResourceConfig::VmRootfs(disk) => {
                         crew.attach_all("plug the guest's root disk", [DeviceConfig::Block(disk)], &call).await?;
@@ -65,7 +69,7 @@ impl Step for PrepareBeforeStartVm {
                     }
                 }
             }
-            facts.network = network.map(without_descriptors);
+            known.network = network.map(without_descriptors);
             Ok(((), facts))
         })
     }
@@ -255,7 +259,7 @@ impl Step for StartVm {
         LifecycleState::Started
     }
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<()> {
         Box::pin(async move {
             let host =
                 crew.facts.size((), call.deadline).await.map_err(|error| StepError::own("size the host", error))?;
@@ -277,11 +281,11 @@ impl Step for StartVm {
                 let request = PlaceVm { process, vcpu_threads: vm.vcpu_threads.clone() };
                 crew.cgroup.ask("move the VM into its cgroup", request, &call).await?;
             }
-            facts.base = Some(base.clone());
-            crew.tell_base(base, &call).await?;
+            crew.tell_base(base.clone(), &call).await?;
             let resumed = crew.vmm.resume_vm((), call.deadline).await;
             resumed.map_err(|error| StepError::own("let the vCPUs run", error))?;
-            facts.vm = Some(vm);
+            let known = Arc::make_mut(&mut facts);
+            (known.base, known.vm) = (Some(base), Some(vm));
             Ok(((), facts))
         })
     }
@@ -315,13 +319,13 @@ impl Step for SetupAfterStartVm {
         LifecycleState::Running
     }
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<()> {
         const STEP: &str = "SetupAfterStartVm";
         Box::pin(async move {
             crew.reach_agent(STEP, &facts, &call).await?;
             let details = crew.agent.guest_details((), call.deadline).await;
             let details = details.map_err(|error| StepError::own("ask the guest for its memory block size", error))?;
-            if let Some(base) = &mut facts.base {
+            if let Some(base) = &mut Arc::make_mut(&mut facts).base {
                 base.block_mib = details.memory_block_bytes >> 20;
                 crew.tell_base(base.clone(), &call).await?;
             }
@@ -337,7 +341,7 @@ impl Step for SetUpNetwork {
     type Done = ();
     const KIND: StepKind = StepKind::SetUpNetwork;
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<()> {
         const STEP: &str = "SetUpNetwork";
         Box::pin(async move {
             crew.waits_for(STEP, "the network");
@@ -348,7 +352,7 @@ impl Step for SetUpNetwork {
             if crew.status.borrow().state == LifecycleState::Running {
                 crew.tell_network(STEP, &network.guest, call.deadline).await?;
             }
-            facts.network = Some(without_descriptors(network));
+            Arc::make_mut(&mut facts).network = Some(without_descriptors(network));
             Ok(((), facts))
         })
     }

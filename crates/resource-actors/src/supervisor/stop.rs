@@ -1,15 +1,16 @@
 //! From anywhere to `Released` (behaviour A14, without its early return).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
-use actor_shell::{Call, LocalFuture};
+use actor_shell::Call;
 use hypervisor::StopVm;
 use sandbox_model::ledger::{Entry, HostObject, UndoReport};
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
 use sandbox_model::{ErrorKind, PortError};
 
 use super::crew::{Crew, StepError};
-use super::{Cleanup, Facts, OpenStep, Step, StepKind, Stop};
+use super::{Cleanup, Facts, OpenStep, Step, StepKind, Stepped, Stop};
 
 impl Step for Stop {
     type Done = ();
@@ -19,13 +20,13 @@ impl Step for Stop {
         LifecycleState::Stopped
     }
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<((), Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<()> {
         Box::pin(async move {
             crew.waits_for("Stop", "the VM's end");
             if let Some(vmm) = crew.ledger.find(&is_vmm) {
                 crew.stop_vm(&vmm, &call).await.map_err(|error| StepError::own("stop the VM", error))?;
             }
-            facts.vm = None;
+            Arc::make_mut(&mut facts).vm = None;
             Ok(((), facts))
         })
     }
@@ -60,7 +61,7 @@ impl Step for Cleanup {
         if report.is_clean() { LifecycleState::Released } else { LifecycleState::Failed }
     }
 
-    fn run(self, crew: Rc<Crew>, mut facts: Facts, call: Call) -> LocalFuture<Result<(UndoReport, Facts), StepError>> {
+    fn run(self, crew: Rc<Crew>, mut facts: Arc<Facts>, call: Call) -> Stepped<UndoReport> {
         Box::pin(async move {
             if crew.bell.borrow().is_none() {
                 // Released before: nothing is left to walk.
@@ -78,7 +79,7 @@ impl Step for Cleanup {
                 report.extend(crew.store.destroy(&crew.sandbox));
             }
             if report.is_clean() {
-                facts = Facts::default();
+                facts = Arc::default();
                 crew.bell.replace(None);
             }
             Ok((report, facts))

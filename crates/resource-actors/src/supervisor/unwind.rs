@@ -1,6 +1,7 @@
 //! The one undo path: a failed step, a container's release, clean-up and recovery all walk the
 //! ledger backwards here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actor_shell::{Ask, Domain, Refused, Request, Serve};
@@ -34,7 +35,7 @@ impl Crew {
 
     /// Undoes some entries while the rest of the sandbox goes on: newest first, one actor after
     /// the other, since a newer object may stand on an older one.
-    pub(crate) async fn undo_in_order(&self, mut entries: Vec<Entry>, vm: VmFate) -> UndoReport {
+    pub(crate) async fn undo_in_order(&self, mut entries: Vec<Arc<Entry>>, vm: VmFate) -> UndoReport {
         let deadline = self.undo_deadline();
         let mut report = UndoReport::default();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.id));
@@ -53,7 +54,7 @@ impl Crew {
         let mut of = |actor: ActorName| entries.extract_if(.., |entry| entry.actor == actor).collect::<Vec<_>>();
         let mut report = self.undo_run(of(ActorName::Supervisor), VmFate::Alive, deadline).await;
         // A socket of the VMM that stays does not keep its VM.
-        let vm_is_gone = !self.ledger.live().iter().any(is_vmm);
+        let vm_is_gone = !self.ledger.any(&is_vmm);
         let vm = if vm_is_gone { VmFate::Gone } else { VmFate::Alive };
         let undone = futures::join!(
             self.undo_run(of(ActorName::Device), vm, deadline),
@@ -69,7 +70,7 @@ impl Crew {
     }
 
     /// Undoes entries of one actor.
-    async fn undo_run(&self, entries: Vec<Entry>, vm: VmFate, deadline: Instant) -> UndoReport {
+    async fn undo_run(&self, entries: Vec<Arc<Entry>>, vm: VmFate, deadline: Instant) -> UndoReport {
         let Some(first) = entries.first() else { return UndoReport::default() };
         let (actor, asked) = (first.actor, entries.iter().map(|entry| entry.id).collect::<Vec<_>>());
         let undo = Undo { entries, vm };
@@ -92,9 +93,8 @@ impl Crew {
                 continue;
             }
             if let Some(entry) = self.ledger.entry(id) {
-                let object = entry.object.to_string();
-                let error = PortError::timed_out("undo", object.clone(), why.clone());
-                report.items.push(UndoItem { entry: id, object, result: Err(error) });
+                let error = PortError::timed_out("undo", entry.object.to_text(), why.clone());
+                report.items.push(UndoItem::of(&entry, Err(error)));
             }
         }
         report
@@ -116,11 +116,11 @@ impl Crew {
     }
 
     /// The supervisor's own objects: the VMM's process, and its sockets.
-    async fn undo_own(&self, entries: &[Entry], deadline: Instant) -> UndoReport {
+    async fn undo_own(&self, entries: &[Arc<Entry>], deadline: Instant) -> UndoReport {
         let mut report = UndoReport::default();
         for entry in entries {
             let result = self.journal.unmake(entry, self.undo_one(entry, deadline)).await;
-            report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
+            report.items.push(UndoItem::of(entry, result));
         }
         report
     }

@@ -108,11 +108,11 @@ impl Ledger for RecordedLedger {
         appended
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         self.ledger.live()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.ledger.entry(id)
     }
 
@@ -128,7 +128,7 @@ impl Ledger for RecordedLedger {
         self.ledger.is_live(id)
     }
 
-    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Entry> {
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
         self.ledger.find(test)
     }
 

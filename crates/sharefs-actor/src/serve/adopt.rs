@@ -1,6 +1,7 @@
 //! `AdoptShares`: the shared directory of a sandbox that an earlier process has left running.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::Instant;
@@ -16,7 +17,7 @@ use crate::rebuild::{LeftDaemon, Rebuilt, confirm, path_of, rebuild};
 /// What the ledger says, on its way to be confirmed.
 #[derive(Debug)]
 pub struct AdoptTicket {
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
     rebuilt: Rebuilt,
 }
 
@@ -31,7 +32,7 @@ impl Serve<AdoptShares> for ShareFsActor {
         }
     }
 
-    fn perform(&self, ticket: &AdoptTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut AdoptTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (hand, deadline) = (self.hand.clone(), call.deadline);
         // What a release has left half done may be gone already; an undo looks.
         let is_orphan = |entry: &Entry| ticket.rebuilt.orphans.iter().any(|orphan| orphan.id == entry.id);
@@ -59,8 +60,8 @@ impl Serve<AdoptShares> for ShareFsActor {
 }
 
 /// One look at everything that has a path.
-async fn look(hand: &Hand, entries: Vec<Entry>, deadline: Instant) -> Result<usize, AdoptError> {
-    let (entries, paths): (Vec<Entry>, Vec<PathBuf>) =
+async fn look(hand: &Hand, entries: Vec<Arc<Entry>>, deadline: Instant) -> Result<usize, AdoptError> {
+    let (entries, paths): (Vec<Arc<Entry>>, Vec<PathBuf>) =
         entries.into_iter().filter_map(|entry| Some((path_of(&entry)?.to_owned(), entry))).map(|(p, e)| (e, p)).unzip();
     let dir = hand.dir.root();
     let relative = paths.iter().map(|path| Ok(crate::host::Below::of(dir, path)?.path));

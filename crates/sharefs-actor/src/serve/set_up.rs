@@ -32,7 +32,7 @@ impl Serve<SetUpShare> for ShareFsActor {
         }
     }
 
-    fn perform(&self, ticket: &Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut Self::Ticket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (hand, (request, mounts), deadline) = (self.hand.clone(), ticket.clone(), call.deadline);
         Box::pin(async move { set_up(&hand, request, mounts, deadline).await })
     }
@@ -107,7 +107,7 @@ impl Serve<VerifyShare> for ShareFsActor {
         }
     }
 
-    fn perform(&self, ticket: &VerifyDaemon, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut VerifyDaemon, call: &Call) -> LocalFuture<Self::Outcome> {
         let (host, request, deadline) = (self.hand.host.clone(), ticket.clone(), call.deadline);
         Box::pin(async move { Ok(host.verify_daemon(request, deadline).await?) })
     }

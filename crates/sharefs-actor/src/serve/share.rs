@@ -28,7 +28,7 @@ impl Serve<ShareRootfs> for ShareFsActor {
         Plan::Perform(request)
     }
 
-    fn perform(&self, ticket: &ShareRootfs, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut ShareRootfs, call: &Call) -> LocalFuture<Self::Outcome> {
         let (hand, request, deadline) = (self.hand.clone(), ticket.clone(), call.deadline);
         Box::pin(async move { share_rootfs(&hand, request, deadline).await })
     }
@@ -92,7 +92,7 @@ impl Serve<ShareVolume> for ShareFsActor {
         Plan::Perform(VolumeTicket { request, fresh, known: self.shares.index() })
     }
 
-    fn perform(&self, ticket: &VolumeTicket, call: &Call) -> LocalFuture<Self::Outcome> {
+    fn perform(&self, ticket: &mut VolumeTicket, call: &Call) -> LocalFuture<Self::Outcome> {
         let (hand, ticket, deadline) = (self.hand.clone(), ticket.clone(), call.deadline);
         Box::pin(async move { share_volume(&hand, ticket, deadline).await })
     }

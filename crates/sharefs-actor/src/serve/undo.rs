@@ -1,6 +1,7 @@
 //! Undoing what the ledger says was made.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use actor_shell::{Call, Completion, LocalFuture, Plan, Serve};
 use sandbox_model::ledger::{Entry, EntryId, HostObject, UndoItem, UndoReport, Undone};
@@ -13,7 +14,7 @@ use crate::names::Place;
 /// One entry to undo.
 #[derive(Debug, Clone)]
 pub struct Step {
-    entry: Entry,
+    entry: Arc<Entry>,
     /// Somebody who still needs it.
     holder: Option<ContainerId>,
     /// What must be gone before: a last hold goes after what it holds, so that what could not be taken
@@ -50,18 +51,18 @@ impl Serve<UndoShares> for ShareFsActor {
         Plan::Perform(steps)
     }
 
-    fn perform(&self, steps: &Vec<Step>, call: &Call) -> LocalFuture<UndoReport> {
+    fn perform(&self, steps: &mut Vec<Step>, call: &Call) -> LocalFuture<UndoReport> {
         let (hand, steps, deadline) = (self.hand.clone(), steps.clone(), call.deadline);
         Box::pin(async move {
             let mut report = UndoReport::default();
-            let is_live = |id: &EntryId| hand.journal.ledger().entry(*id).is_some();
+            let is_live = |id: &EntryId| hand.journal.ledger().is_live(*id);
             for Step { entry, holder, after } in steps {
                 let result = match (holder, after.iter().any(is_live)) {
                     (Some(container), _) => Err(still_held(&entry, &container)),
                     (None, true) => Err(still_there(&entry)),
                     (None, false) => hand.unmake(&entry, deadline).await,
                 };
-                report.items.push(UndoItem { entry: entry.id, object: entry.object.to_string(), result });
+                report.items.push(UndoItem::of(&entry, result));
             }
             report
         })
@@ -69,7 +70,7 @@ impl Serve<UndoShares> for ShareFsActor {
 
     fn settle(&mut self, steps: Vec<Step>, done: Completion<UndoReport>) -> UndoReport {
         let ledger = self.hand.journal.ledger().clone();
-        let is_live = |id: EntryId| ledger.entry(id).is_some();
+        let is_live = |id: EntryId| ledger.is_live(id);
         self.shares.forget(is_live);
         self.set_up.take_if(|set_up| !set_up.entries.iter().all(|entry| is_live(*entry)));
         for step in steps.iter().filter(|step| !is_live(step.entry.id)) {
@@ -88,18 +89,18 @@ impl Serve<UndoShares> for ShareFsActor {
 
 fn still_held(entry: &Entry, container: &ContainerId) -> PortError {
     let cause = format!("container {container} holds it; it goes with its last holder");
-    PortError::new(ErrorKind::Busy, "undo", entry.object.to_string(), cause)
+    PortError::new(ErrorKind::Busy, "undo", entry.object.to_text(), cause)
 }
 
 fn still_there(entry: &Entry) -> PortError {
     let cause = "what it holds could not be taken away";
-    PortError::new(ErrorKind::Busy, "undo", entry.object.to_string(), cause)
+    PortError::new(ErrorKind::Busy, "undo", entry.object.to_text(), cause)
 }
 
 /// What the ledger knows of an undo that did not come to its end.
 fn cut_short(steps: &[Step], is_live: impl Fn(EntryId) -> bool, cause: &str) -> UndoReport {
     let items = steps.iter().map(|Step { entry, .. }| {
-        let object = entry.object.to_string();
+        let object = entry.object.to_text();
         let result = if is_live(entry.id) {
             Err(PortError::timed_out("undo", object.clone(), cause))
         } else {

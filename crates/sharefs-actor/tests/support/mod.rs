@@ -18,13 +18,13 @@ use sharefs_actor::{SetUpShare, ShareFsActor, ShareFsHost, ShareRootfs, ShareVol
 
 /// Keeps live entries, as a ledger file read back would.
 #[derive(Debug, Default)]
-pub(crate) struct MemoryLedger(RefCell<(u64, Vec<Entry>)>);
+pub(crate) struct MemoryLedger(RefCell<(u64, Vec<Arc<Entry>>)>);
 
 impl Ledger for MemoryLedger {
     fn intend(&self, actor: ActorName, scope: Scope, object: HostObject) -> Result<EntryId, PortError> {
         let (last, live) = &mut *self.0.borrow_mut();
         *last += 1;
-        live.push(Entry { id: EntryId(*last), actor, scope, object, identity: None });
+        live.push(Arc::new(Entry { id: EntryId(*last), actor, scope, object, identity: None }));
         Ok(EntryId(*last))
     }
 
@@ -32,7 +32,8 @@ impl Ledger for MemoryLedger {
         let (_, live) = &mut *self.0.borrow_mut();
         match record {
             Record::Done { entry, identity } => {
-                live.iter_mut().filter(|e| e.id == entry).for_each(|e| e.identity = Some(identity.clone()));
+                let done = live.iter_mut().find(|e| e.id == entry);
+                Arc::make_mut(done.unwrap()).identity = Some(identity);
             }
             Record::Refused { entry } | Record::Undone { entry } => live.retain(|e| e.id != entry),
             _ => {}
@@ -40,11 +41,11 @@ impl Ledger for MemoryLedger {
         Ok(())
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         self.0.borrow().1.clone()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.live().into_iter().find(|entry| entry.id == id)
     }
 }
@@ -91,7 +92,7 @@ impl Sandbox {
     /// As after a crash: the ledger is all that is left. `forget` loses identities as well.
     pub(crate) fn restart(&mut self, forget: bool) {
         if forget {
-            self.ledger.0.borrow_mut().1.iter_mut().for_each(|entry| entry.identity = None);
+            self.ledger.0.borrow_mut().1.iter_mut().for_each(|entry| Arc::make_mut(entry).identity = None);
         }
         self.actor = Self::start(&self.ledger, &self.host, &self.dir, &self.id);
     }
@@ -116,7 +117,7 @@ impl Sandbox {
         ShareVolume { container: container(who), source: source.into(), destination: destination.into(), access }
     }
 
-    pub(crate) async fn undo(&self, mut entries: Vec<Entry>) -> UndoReport {
+    pub(crate) async fn undo(&self, mut entries: Vec<Arc<Entry>>) -> UndoReport {
         entries.reverse();
         self.ask(UndoShares(Undo { entries, vm: VmFate::Gone })).await
     }
@@ -130,13 +131,13 @@ impl Sandbox {
         assert!(self.undo(all).await.is_clean(), "a second undo finds nothing to do");
     }
 
-    pub(crate) fn of_container(&self, who: &str) -> Vec<Entry> {
+    pub(crate) fn of_container(&self, who: &str) -> Vec<Arc<Entry>> {
         let scope = Scope::Container(container(who));
         self.ledger.live().into_iter().filter(|entry| entry.scope == scope).collect()
     }
 
     /// Entries newer than `since` others.
-    pub(crate) fn newer_than(&self, since: EntryId) -> Vec<Entry> {
+    pub(crate) fn newer_than(&self, since: EntryId) -> Vec<Arc<Entry>> {
         self.ledger.live().into_iter().filter(|entry| entry.id > since).collect()
     }
 }

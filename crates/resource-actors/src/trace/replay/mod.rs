@@ -65,9 +65,9 @@ struct Begin {
     state_dir: PathBuf,
     /// The rest is in `Opened` alone.
     #[serde(default)]
-    facts: Facts,
+    facts: Arc<Facts>,
     #[serde(default)]
-    ledger: Vec<Entry>,
+    ledger: Vec<Arc<Entry>>,
 }
 
 struct Replay {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope, UndoItem, UndoReport, Undone};
@@ -50,7 +51,7 @@ const UNKNOWN_FROM: u64 = 1 << 32;
 /// matter for the comparison, so it is taken.
 #[derive(Debug)]
 struct ReplayLedger {
-    open: RefCell<BTreeMap<EntryId, Entry>>,
+    open: RefCell<BTreeMap<EntryId, Arc<Entry>>>,
     draws: RefCell<Draws>,
     unknown: Cell<u64>,
 }
@@ -63,7 +64,7 @@ impl Ledger for ReplayLedger {
             self.unknown.set(self.unknown.get() + 1);
             Ok(EntryId(UNKNOWN_FROM + self.unknown.get()))
         })?;
-        self.open.borrow_mut().insert(id, Entry { id, actor, scope, object, identity: None });
+        self.open.borrow_mut().insert(id, Arc::new(Entry { id, actor, scope, object, identity: None }));
         Ok(id)
     }
 
@@ -73,7 +74,7 @@ impl Ledger for ReplayLedger {
         match record {
             Record::Done { entry, identity } => {
                 if let Some(entry) = open.get_mut(&entry) {
-                    entry.identity = Some(identity);
+                    Arc::make_mut(entry).identity = Some(identity);
                 }
             }
             Record::Refused { entry } | Record::Undone { entry } => drop(open.remove(&entry)),
@@ -82,11 +83,11 @@ impl Ledger for ReplayLedger {
         Ok(())
     }
 
-    fn live(&self) -> Vec<Entry> {
+    fn live(&self) -> Vec<Arc<Entry>> {
         self.open.borrow().values().cloned().collect()
     }
 
-    fn entry(&self, id: EntryId) -> Option<Entry> {
+    fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.open.borrow().get(&id).cloned()
     }
 }
@@ -96,12 +97,12 @@ impl Ledger for ReplayLedger {
 pub(super) struct ReplayStore {
     state_dir: PathBuf,
     draws: Draws,
-    ledger: Vec<Entry>,
+    ledger: Vec<Arc<Entry>>,
 }
 
 impl ReplayStore {
     /// A store whose sandbox draws what `draws` has, and has left `ledger`.
-    pub(super) fn new(state_dir: PathBuf, draws: Draws, ledger: Vec<Entry>) -> Self {
+    pub(super) fn new(state_dir: PathBuf, draws: Draws, ledger: Vec<Arc<Entry>>) -> Self {
         Self { state_dir, draws, ledger }
     }
 }

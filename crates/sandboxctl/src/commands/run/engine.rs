@@ -111,7 +111,7 @@ async fn serve(global: &Global, args: &RunArgs, job: &Job, steps: Arc<Steps>) ->
     };
     let cgroups_path = job.bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
     let cgroups_path = cgroups_path.map(|path| path.display().to_string());
-    let spec = SandboxSpec { id: job.id.clone(), config: job.config.clone(), cgroups_path };
+    let spec = SandboxSpec { id: job.id.clone(), config: job.config.clone().into(), cgroups_path };
     let what = format!("cannot create sandbox {}", job.id);
     let created = system.create_sandbox(spec).await;
     let sandbox = match created {
