@@ -13,6 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Access, DeviceRole, PciSlot};
@@ -428,7 +429,7 @@ impl Journal {
 }
 
 /// How an undo ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Undone {
     /// It was there and is gone now.
@@ -464,9 +465,10 @@ pub struct UndoReport {
 }
 
 /// What became of one entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UndoItem {
     /// Which entry.
+    #[schemars(with = "u64")]
     pub entry: EntryId,
     /// What it named.
     pub object: String,
