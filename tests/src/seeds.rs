@@ -1,7 +1,7 @@
 //! Runs that follow from a seed, and what they add up to.
 
 use futures::future::join;
-use resource_actors::trace::{ChannelSink, lines_of};
+use resource_actors::trace::{LineSink, events_of, file_of};
 use sandbox_model::trace::{Event, Header};
 use sha2::{Digest, Sha256};
 use simulation::SimulatedHost;
@@ -18,14 +18,13 @@ pub fn header(seed: u64, plan: &FaultPlan) -> Header {
     Header { seed: Some(seed), faults: Some(faults), ..Header::new("simulated", "simulated") }
 }
 
-/// Two sandboxes side by side, from `Created` to `Released`, unless a fault ends them earlier.
-///
-/// # Panics
-/// When a sandbox cannot be created or does not answer.
-pub fn lived(seed: u64, plan: &FaultPlan) -> Vec<Event> {
-    let (sink, heard) = ChannelSink::unbounded();
+/// Two sandboxes side by side, from `Created` to `Released`, unless a fault ends them earlier: the lines
+/// of what happened.
+fn recorded(seed: u64, plan: &FaultPlan) -> Vec<u8> {
+    let sink = LineSink::in_memory();
+    let told = sink.clone();
     in_virtual_time(|| async {
-        let system = SimulatedHost::new(plan.clone()).delayed_process(seed, sink);
+        let system = SimulatedHost::new(plan.clone()).delayed_process(seed, told);
         let live = async |name: &str| {
             let sandbox = create(&system, name).await.expect("nothing of that name is there");
             let _ = lifecycle(&sandbox).await;
@@ -33,15 +32,23 @@ pub fn lived(seed: u64, plan: &FaultPlan) -> Vec<Event> {
         };
         join(live("one"), live("two")).await;
     });
-    heard.try_iter().collect()
+    sink.take_lines()
+}
+
+/// The events of a run.
+///
+/// # Panics
+/// When a sandbox cannot be created or does not answer.
+pub fn lived(seed: u64, plan: &FaultPlan) -> Vec<Event> {
+    events_of(&recorded(seed, plan)).expect("a line is an event")
 }
 
 /// The trace of a run, as a file has it.
 ///
 /// # Panics
-/// Never: an event is made of JSON.
+/// When a sandbox cannot be created or does not answer.
 pub fn lines(seed: u64, plan: &FaultPlan) -> Vec<u8> {
-    lines_of(&header(seed, plan), lived(seed, plan)).expect("an event is made of JSON")
+    file_of(&header(seed, plan), &recorded(seed, plan))
 }
 
 /// SHA-256 of the traces of `seeds`.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use lifecycle_tests::seeds::{digest, header, lines, lived};
-use resource_actors::trace::{lines_of, read_trace};
+use resource_actors::trace::read_trace;
 use sandbox_model::trace::Event;
 use simulation::fault::FaultPlan;
 use simulation::rerun::{Stress, StressReport, minimise, minimise_plan, rerun, stress};
@@ -80,8 +80,7 @@ fn what_fails_is_reduced_to_what_is_needed() {
     assert_eq!((least.commands.1, least.faults), (2, (3, 1)), "it is prepared and started: {:?}", least.commands);
     // The reduced run is a trace of its own.
     let (header, events) = (least.report.header.clone(), least.report.events.clone());
-    let recorded = lines_of(&header, events.iter().cloned()).unwrap();
-    assert_eq!(rerun(&header, &events, &recorded).unwrap().difference, None);
+    assert_eq!(rerun(&header, &events, &least.report.file()).unwrap().difference, None);
     assert!(minimise(&events, &Stress::default()).unwrap().is_none(), "no rule is broken");
 }
 

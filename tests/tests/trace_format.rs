@@ -99,7 +99,7 @@ fn what_is_lost_is_counted_in_the_trace_and_blocks_nobody() {
 fn a_line_that_is_no_event_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bad.jsonl");
-    let header = serde_json::to_string(&Event::Header(header())).unwrap();
+    let header = serde_json::to_string(&Event::<serde_json::Value>::Header(header())).unwrap();
     for (text, place) in [
         (format!("{header}\n{{\"event\":\"dreamt\"}}\n"), "line 2"),
         (format!("{header}\n{header}\n"), "line 2: a second header"),

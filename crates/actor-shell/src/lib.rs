@@ -55,7 +55,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sandbox_model::lifecycle::ActorName;
-use sandbox_model::trace::{Event, TraceSink};
+use sandbox_model::trace::{Told, TraceSink};
 use sandbox_model::{Instant, SandboxId};
 use serde::{Deserialize, Serialize};
 use shared::Interrupt;
@@ -278,7 +278,7 @@ impl TraceSink for NoTrace {
     fn is_recording(&self) -> bool {
         false
     }
-    fn record(&self, _: Event) {}
+    fn record(&self, _: Told<'_>) {}
 }
 
 /// The text of a panic.

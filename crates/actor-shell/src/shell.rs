@@ -6,8 +6,6 @@ use std::sync::Arc;
 use actix::{Actor, Context, Handler, Message};
 use sandbox_model::Instant;
 use sandbox_model::trace::{Event, Place};
-use serde::Serialize;
-use serde_json::Value;
 
 use crate::address::Reach;
 use crate::arbiters::abandoned_calls;
@@ -195,8 +193,8 @@ impl<D: Domain> Shell<D> {
         if sink.is_recording() {
             sink.record(Event::Received {
                 place: self.place(seq, cause),
-                message: R::NAME.to_owned(),
-                request: as_value(request),
+                message: R::NAME,
+                request,
                 queue_us: micros(taken - sent),
             });
         }
@@ -208,17 +206,13 @@ impl<D: Domain> Shell<D> {
         if sink.is_recording() {
             sink.record(Event::Replied {
                 place: self.place(sink.next_seq(), Some(record.seq)),
-                message: R::NAME.to_owned(),
-                reply: as_value(answer),
+                message: R::NAME,
+                reply: answer,
                 service_us: micros(record.taken.elapsed()),
             });
         }
         self.identity.cause.set(0);
     }
-}
-
-fn as_value<T: Serialize>(value: &T) -> Value {
-    serde_json::to_value(value).unwrap_or_else(|error| Value::String(format!("not recordable: {error}")))
 }
 
 fn micros(duration: std::time::Duration) -> u64 {

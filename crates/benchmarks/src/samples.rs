@@ -17,6 +17,11 @@ impl Samples {
         self.0.extend(&other.0);
     }
 
+    /// Each, in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = Duration> {
+        self.0.iter().copied()
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.0.len()

@@ -1,6 +1,7 @@
 //! How the actors of a sandbox are put together.
 
 use std::cell::{Cell, RefCell};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -16,10 +17,11 @@ use sandbox_model::config::SandboxConfig;
 use sandbox_model::layout::SandboxDir;
 use sandbox_model::ledger::{Entry, Journal, Ledger};
 use sandbox_model::lifecycle::{ActorName, LifecycleState};
-use sandbox_model::port::Interceptor;
+use sandbox_model::port::Around;
 use sandbox_model::status::SandboxStatus;
 use sandbox_model::trace::{Event, Opening, Place, TraceSink};
 use sandbox_model::{Instant, SandboxId};
+use serde::Serialize;
 use sharefs_actor::{ShareFsActor, ShareFsHostProxy};
 use tokio::sync::watch;
 
@@ -36,6 +38,23 @@ use crate::trace::{RecordedLedger, Recorder};
 /// Messages that may wait for one actor.
 const MAILBOX_BOUND: usize = 64;
 
+/// What a replay needs to start a sandbox.
+#[derive(Serialize)]
+struct Beginning<'a> {
+    spec: &'a SandboxSpec,
+    state_dir: &'a Path,
+    /// What an earlier process has left, if the sandbox is not new.
+    #[serde(flatten)]
+    left: Option<Left<'a>>,
+}
+
+#[derive(Serialize)]
+struct Left<'a> {
+    state: LifecycleState,
+    facts: &'a Facts,
+    ledger: &'a [Arc<Entry>],
+}
+
 /// What every sandbox of a system is made of.
 pub(crate) struct Parts {
     pub(crate) ports: Ports,
@@ -51,8 +70,8 @@ impl Parts {
     pub(crate) fn record_created(&self, spec: &SandboxSpec) {
         if self.sink.is_recording() {
             let place = Place::outside(&*self.sink, &spec.id);
-            let spec = serde_json::json!({ "spec": spec, "state_dir": self.store.state_dir() });
-            self.sink.record(Event::Created { place, spec });
+            let state_dir = self.store.state_dir();
+            self.sink.record(Event::Created { place, spec: &Beginning { spec, state_dir, left: None } });
         }
     }
 
@@ -68,10 +87,8 @@ impl Parts {
         if self.sink.is_recording() {
             let place = Place::outside(&*self.sink, &spec.id);
             let state_dir = self.store.state_dir();
-            let spec = serde_json::json!({
-                "spec": spec, "state_dir": state_dir, "state": state, "facts": facts, "ledger": ledger,
-            });
-            self.sink.record(Event::Opened { place, how, spec });
+            let left = Some(Left { state, facts, ledger });
+            self.sink.record(Event::Opened { place, how, spec: &Beginning { spec, state_dir, left } });
         }
     }
 
@@ -169,16 +186,16 @@ impl Bare {
         actor: ActorName,
         cause: &CurrentCause,
         port: Arc<P>,
-        proxy: impl Fn(Arc<P>, Arc<dyn Interceptor>) -> Arc<P>,
+        proxy: impl Fn(Arc<P>, Around) -> Arc<P>,
     ) -> Arc<P> {
         let mut port = port;
         for intercept in &self.parts.intercepts {
             if let Some(interceptor) = intercept(&self.id, actor, cause) {
-                port = proxy(port, interceptor);
+                port = proxy(port, Around::Interceptor(interceptor));
             }
         }
-        match self.recorder(actor, cause) {
-            Some(recorder) => proxy(port, Arc::new(recorder)),
+        match self.recorder(actor, cause).filter(|recorder| recorder.sink.hears_calls()) {
+            Some(recorder) => proxy(port, Around::Witness(Arc::new(recorder))),
             None => port,
         }
     }

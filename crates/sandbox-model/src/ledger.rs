@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Access, DeviceRole, PciSlot};
@@ -441,7 +442,7 @@ impl Journal {
 }
 
 /// How an undo ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Undone {
     /// It was there and is gone now.
@@ -477,9 +478,10 @@ pub struct UndoReport {
 }
 
 /// What became of one entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UndoItem {
     /// Which entry.
+    #[schemars(with = "u64")]
     pub entry: EntryId,
     /// What it named.
     pub object: String,

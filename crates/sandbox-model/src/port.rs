@@ -6,12 +6,14 @@
 //! ports.
 
 use std::fmt;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::trace::{Content, Ended, Written};
 use crate::{ErrorKind, PortError, PortResult};
 
 #[doc(hidden)]
@@ -41,6 +43,80 @@ pub trait Interceptor: fmt::Debug + Send + Sync {
         call: PortCall,
         inner: BoxFuture<'static, PortResult<Value>>,
     ) -> BoxFuture<'a, PortResult<Value>>;
+}
+
+/// Told of the calls of one actor through its ports.
+pub trait Witness: fmt::Debug + Send + Sync {
+    /// A call is about to be made.
+    fn begun(&self, port: &'static str, method: &'static str, request: &dyn Content) -> BegunCall;
+
+    /// It has ended.
+    fn ended(&self, call: BegunCall, result: Ended<&dyn Content>);
+}
+
+/// What a witness keeps of a call until its end.
+#[derive(Debug)]
+pub struct BegunCall {
+    /// The port's name.
+    pub port: &'static str,
+    /// The method's name.
+    pub method: &'static str,
+    /// The request, which goes to the port itself.
+    pub request: Written,
+    /// The message that was served when the call was made.
+    pub cause: Option<u64>,
+    /// When that was.
+    pub begun_us: u64,
+}
+
+/// A call under way. One that is dropped has ended too: a replay then knows that nothing came back.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct OpenCall<'a> {
+    witness: &'a dyn Witness,
+    call: Option<BegunCall>,
+}
+
+impl<'a> OpenCall<'a> {
+    /// Tells `witness` that a call begins.
+    pub fn begin(witness: &'a dyn Witness, port: &'static str, method: &'static str, request: &dyn Content) -> Self {
+        Self { witness, call: Some(witness.begun(port, method, request)) }
+    }
+
+    /// Tells it how the call ended.
+    pub fn end<T: Serialize>(mut self, result: &PortResult<T>) {
+        self.tell(match result {
+            Ok(reply) => Ended::Ok(reply),
+            Err(error) => Ended::Err(error.clone()),
+        });
+    }
+
+    fn tell(&mut self, result: Ended<&dyn Content>) {
+        if let Some(call) = self.call.take() {
+            self.witness.ended(call, result);
+        }
+    }
+}
+
+impl Drop for OpenCall<'_> {
+    fn drop(&mut self) {
+        self.tell(if std::thread::panicking() { Ended::Panicked } else { Ended::Dropped });
+    }
+}
+
+/// What a proxy puts around its port.
+#[derive(Debug, Clone)]
+pub enum Around {
+    /// Someone who decides what becomes of a call.
+    Interceptor(Arc<dyn Interceptor>),
+    /// Someone who hears of it, and costs no more than that.
+    Witness(Arc<dyn Witness>),
+}
+
+impl<I: Interceptor + 'static> From<Arc<I>> for Around {
+    fn from(interceptor: Arc<I>) -> Self {
+        Self::Interceptor(interceptor)
+    }
 }
 
 /// A port with nothing behind it: every call is refused. A replay, which answers from a trace and
@@ -124,11 +200,12 @@ macro_rules! port {
             )*
         }
 
-        /// The same port with an [`Interceptor`]($crate::port::Interceptor) around every call.
+        /// The same port with an [`Interceptor`]($crate::port::Interceptor) or a
+        /// [`Witness`]($crate::port::Witness) around every call.
         #[derive(Debug)]
         pub struct $proxy {
             inner: ::std::sync::Arc<dyn $name>,
-            interceptor: ::std::sync::Arc<dyn $crate::port::Interceptor>,
+            around: $crate::port::Around,
         }
 
         impl $proxy {
@@ -137,12 +214,12 @@ macro_rules! port {
             /// The names of its methods, in the order of their declaration.
             pub const METHODS: &'static [&'static str] = &[$(stringify!($method)),*];
 
-            /// Puts `interceptor` around `inner`.
+            /// Puts `around` around `inner`.
             pub fn wrap(
                 inner: ::std::sync::Arc<dyn $name>,
-                interceptor: ::std::sync::Arc<dyn $crate::port::Interceptor>,
+                around: impl Into<$crate::port::Around>,
             ) -> ::std::sync::Arc<dyn $name> {
-                ::std::sync::Arc::new(Self { inner, interceptor })
+                ::std::sync::Arc::new(Self { inner, around: around.into() })
             }
         }
 
@@ -151,6 +228,15 @@ macro_rules! port {
             $(
                 async fn $method(&self, request: $request, deadline: $crate::Instant) -> $crate::PortResult<$reply> {
                     let method = stringify!($method);
+                    let interceptor = match &self.around {
+                        $crate::port::Around::Interceptor(interceptor) => interceptor,
+                        $crate::port::Around::Witness(witness) => {
+                            let open = $crate::port::OpenCall::begin(&**witness, $label, method, &request);
+                            let result = self.inner.$method(request, deadline).await;
+                            open.end(&result);
+                            return result;
+                        }
+                    };
                     let call = $crate::port::PortCall {
                         port: $label,
                         method,
@@ -162,7 +248,7 @@ macro_rules! port {
                     let kept = ::std::sync::Arc::new(::std::sync::OnceLock::new());
                     let keep = kept.clone();
                     let inner = self.inner.clone();
-                    let answer = self.interceptor.around(call, Box::pin(async move {
+                    let answer = interceptor.around(call, Box::pin(async move {
                         let reply = inner.$method(request, deadline).await?;
                         let value = $crate::port::to_value($label, method, &reply)?;
                         let _ = keep.set(reply);

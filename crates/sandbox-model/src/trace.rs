@@ -7,6 +7,9 @@
 //! answered, and from the numbers that it drew from the ledger. All of these are in the trace, and so
 //! are its outputs: what it asked, what it recorded in the ledger, what it replied.
 
+mod content;
+mod line;
+
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -15,7 +18,9 @@ use serde_json::Value;
 
 use crate::ledger::Record;
 use crate::lifecycle::ActorName;
-use crate::{PortError, PortResult, SandboxId};
+use crate::{PortError, SandboxId};
+
+pub use content::{Content, Written};
 
 /// The version of the trace's format.
 pub const TRACE_VERSION: u32 = 2;
@@ -98,24 +103,16 @@ fn is_one(number: &u32) -> bool {
 
 /// How a call through a port ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub enum Ended {
+#[schemars(rename = "Ended")]
+pub enum Ended<V = Value> {
     /// With a reply.
-    Ok(Value),
+    Ok(V),
     /// With an error.
     Err(PortError),
     /// Its caller dropped it: at a deadline, by an interruption, or because a sibling failed.
     Dropped,
     /// It panicked.
     Panicked,
-}
-
-impl From<PortResult<Value>> for Ended {
-    fn from(result: PortResult<Value>) -> Self {
-        match result {
-            Ok(reply) => Self::Ok(reply),
-            Err(error) => Self::Err(error),
-        }
-    }
 }
 
 /// Why a sandbox was opened from its ledger.
@@ -130,10 +127,12 @@ pub enum Opening {
     Adopt,
 }
 
+// `V` is what contents are and `N` what names are: trees and texts of its own, or what `Told` has.
 /// One line of a trace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-pub enum Event {
+#[schemars(rename = "Event")]
+pub enum Event<V = Value, N = String> {
     /// The first line.
     Header(Header),
     /// A sandbox's actors were started.
@@ -142,7 +141,7 @@ pub enum Event {
         #[serde(flatten)]
         place: Place,
         /// What it was created with, and the directory below which it lives.
-        spec: Value,
+        spec: V,
     },
     /// A sandbox's actors were started on the ledger that an earlier process has left.
     Opened {
@@ -153,7 +152,7 @@ pub enum Event {
         how: Opening,
         /// What it was opened with: `spec`, `state_dir`, `state`, `facts`, and the open entries of
         /// its `ledger`.
-        spec: Value,
+        spec: V,
     },
     /// Somebody interrupted what the supervisor was doing.
     Interrupted {
@@ -167,9 +166,9 @@ pub enum Event {
         #[serde(flatten)]
         place: Place,
         /// Its name.
-        message: String,
+        message: N,
         /// Its content.
-        request: Value,
+        request: V,
         /// Microseconds that it lay in the mailbox.
         queue_us: u64,
     },
@@ -179,9 +178,9 @@ pub enum Event {
         #[serde(flatten)]
         place: Place,
         /// The message's name.
-        message: String,
+        message: N,
         /// The reply.
-        reply: Value,
+        reply: V,
         /// Microseconds from taking to answering.
         service_us: u64,
     },
@@ -191,13 +190,13 @@ pub enum Event {
         #[serde(flatten)]
         place: Place,
         /// Port.
-        port: String,
+        port: N,
         /// Method.
-        method: String,
+        method: N,
         /// The request.
-        request: Value,
+        request: V,
         /// What came back.
-        result: Ended,
+        result: Ended<V>,
         /// Microseconds that it took.
         took_us: u64,
     },
@@ -229,7 +228,40 @@ pub enum Event {
     },
 }
 
-impl Event {
+/// An event as a sink hears of it: nothing of it has been copied.
+pub type Told<'a> = Event<&'a dyn Content, &'static str>;
+
+impl From<Told<'_>> for Event {
+    fn from(told: Told<'_>) -> Self {
+        match told {
+            Event::Header(header) => Self::Header(header),
+            Event::Created { place, spec } => Self::Created { place, spec: spec.to_value() },
+            Event::Opened { place, how, spec } => Self::Opened { place, how, spec: spec.to_value() },
+            Event::Interrupted { place } => Self::Interrupted { place },
+            Event::Received { place, message, request, queue_us } => {
+                Self::Received { place, message: message.to_owned(), request: request.to_value(), queue_us }
+            }
+            Event::Replied { place, message, reply, service_us } => {
+                Self::Replied { place, message: message.to_owned(), reply: reply.to_value(), service_us }
+            }
+            Event::Called { place, port, method, request, result, took_us } => {
+                let (port, method, request) = (port.to_owned(), method.to_owned(), request.to_value());
+                let result = match result {
+                    Ended::Ok(reply) => Ended::Ok(reply.to_value()),
+                    Ended::Err(error) => Ended::Err(error),
+                    Ended::Dropped => Ended::Dropped,
+                    Ended::Panicked => Ended::Panicked,
+                };
+                Self::Called { place, port, method, request, result, took_us }
+            }
+            Event::Noted { place, record, refused } => Self::Noted { place, record, refused },
+            Event::Died { place, reason } => Self::Died { place, reason },
+            Event::Lost { count } => Self::Lost { count },
+        }
+    }
+}
+
+impl<V, N> Event<V, N> {
     /// Where the event stands; the header and what is lost stand nowhere.
     pub fn place(&self) -> Option<&Place> {
         match self {
@@ -254,9 +286,14 @@ pub trait TraceSink: fmt::Debug + Send + Sync {
     /// Microseconds since the trace began, by tokio's clock.
     fn now_us(&self) -> u64;
 
-    /// Whether `record` does anything: otherwise nobody serialises a message for it.
+    /// Whether `record` does anything: otherwise nobody tells it of a message.
     fn is_recording(&self) -> bool;
 
+    /// Whether it wants to hear of calls through ports, too.
+    fn hears_calls(&self) -> bool {
+        self.is_recording()
+    }
+
     /// Takes one event.
-    fn record(&self, event: Event);
+    fn record(&self, event: Told<'_>);
 }

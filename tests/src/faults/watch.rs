@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use resource_actors::SandboxHandle;
 use sandbox_model::SandboxId;
-use sandbox_model::trace::{Event, TraceSink};
+use sandbox_model::trace::{Event, Told, TraceSink};
 use simulation::fault::{Mode, PlannedFault};
 use simulation::{Injector, SimulatedHost, SimulatedStore, World};
 use tokio::time::Instant;
@@ -205,7 +205,7 @@ impl TraceSink for Watch {
         true
     }
 
-    fn record(&self, event: Event) {
-        self.look(&event);
+    fn record(&self, event: Told<'_>) {
+        self.look(&event.into());
     }
 }

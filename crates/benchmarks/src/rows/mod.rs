@@ -14,11 +14,12 @@ use std::fmt;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tempfile::TempDir;
 
 /// What a value is held to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// The less the better.
@@ -37,11 +38,12 @@ impl fmt::Display for Target {
 }
 
 /// One measured thing.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Row {
     /// What was measured.
     pub what: String,
-    /// The number.
+    /// The number; null in JSON if it could not be measured.
+    #[schemars(with = "Option<f64>")]
     pub value: f64,
     /// Its unit; empty for a ratio or a count.
     pub unit: &'static str,

@@ -5,14 +5,12 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 
 use sandbox_model::trace::{Event, Header, TRACE_VERSION};
 
-use super::ChannelSink;
 use super::kernel_ids::KernelIds;
+use super::sink::{LineSink, QUEUE_BYTES_MAX, Queue};
 
 /// A file for its owner only: a trace tells what was asked for, and where it was.
 fn create(path: &Path) -> io::Result<File> {
@@ -22,7 +20,8 @@ fn create(path: &Path) -> io::Result<File> {
 /// Writes a trace to a file, on a thread of its own.
 #[derive(Debug)]
 pub struct TraceFile {
-    sink: Option<Arc<ChannelSink>>,
+    sink: Option<Arc<LineSink>>,
+    queue: Arc<Queue>,
     writer: Option<JoinHandle<io::Result<()>>>,
     path: PathBuf,
 }
@@ -42,19 +41,24 @@ impl TraceFile {
     /// # Errors
     /// The file or the thread cannot be made.
     pub fn bounded(path: &Path, header: Header, limit_bytes: u64) -> io::Result<Self> {
-        let (sink, events) = ChannelSink::new();
-        let lost = sink.lost_counter();
-        let writer = Writer::begin(path, header, limit_bytes / 2, lost)?;
-        let thread = std::thread::Builder::new().name("trace-writer".into());
-        let writer = thread.spawn(move || writer.write_all(&events))?;
-        Ok(Self { sink: Some(sink), writer: Some(writer), path: path.to_owned() })
+        let queue = Queue::with_limit(QUEUE_BYTES_MAX);
+        let writer = Writer::begin(path, header, limit_bytes / 2)?;
+        let (thread, taken) = (std::thread::Builder::new().name("trace-writer".into()), queue.clone());
+        let writer = thread.spawn(move || {
+            let written = writer.write_all(&taken);
+            // Nobody takes lines any more.
+            taken.close();
+            written
+        })?;
+        let sink = Some(LineSink::onto(queue.clone()));
+        Ok(Self { sink, queue, writer: Some(writer), path: path.to_owned() })
     }
 
     /// Where events go.
     ///
     /// # Panics
     /// Never: the sink is there until `finish`, which takes the file.
-    pub fn sink(&self) -> Arc<ChannelSink> {
+    pub fn sink(&self) -> Arc<LineSink> {
         self.sink.clone().expect("taken only by finish, which consumes the file")
     }
 
@@ -63,11 +67,11 @@ impl TraceFile {
     /// # Errors
     /// Something could not be written, or events were lost because the disk was too slow.
     pub fn finish(mut self) -> io::Result<()> {
-        let lost = self.sink.take().map(|sink| sink.lost_counter());
+        drop(self.sink.take());
         if let Some(writer) = self.writer.take() {
             writer.join().map_err(|_| io::Error::other("the trace's writer panicked"))??;
         }
-        match lost.map_or(0, |lost| lost.load(Ordering::Relaxed)) {
+        match self.queue.lost() {
             0 => Ok(()),
             lost => Err(io::Error::other(format!("{}: {lost} events were lost", self.path.display()))),
         }
@@ -89,64 +93,56 @@ struct Writer {
     part_bytes_max: u64,
     part_has_events: bool,
     ids: KernelIds,
-    lost: Arc<AtomicU64>,
     lost_told: u64,
 }
 
 impl Writer {
-    fn begin(path: &Path, header: Header, part_bytes_max: u64, lost: Arc<AtomicU64>) -> io::Result<Self> {
+    fn begin(path: &Path, header: Header, part_bytes_max: u64) -> io::Result<Self> {
         let (path, file, ids) = (path.to_owned(), BufWriter::new(create(path)?), KernelIds::default());
         let (part_bytes, part_has_events, lost_told) = (0, false, 0);
-        let mut writer = Self { path, header, file, part_bytes, part_bytes_max, part_has_events, ids, lost, lost_told };
+        let mut writer = Self { path, header, file, part_bytes, part_bytes_max, part_has_events, ids, lost_told };
         writer.write_header()?;
         writer.file.flush()?;
         Ok(writer)
     }
 
     fn write_header(&mut self) -> io::Result<()> {
-        let line = line_of(&Event::Header(self.header.clone()))?;
+        let line = header_line(&self.header);
         self.write_line(&line)
     }
 
-    fn write_all(mut self, events: &Receiver<Event>) -> io::Result<()> {
-        loop {
-            let event = match events.try_recv() {
-                Ok(event) => event,
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {
-                    // A trace of a process that is killed now ends here and not in the middle.
-                    self.tell_lost()?;
-                    self.file.flush()?;
-                    match events.recv() {
-                        Ok(event) => event,
-                        Err(_) => break,
-                    }
-                }
-            };
-            self.write_event(&event)?;
+    fn write_all(mut self, queue: &Queue) -> io::Result<()> {
+        let (mut lines, mut line) = (Vec::new(), Vec::new());
+        while let Some(lost) = queue.take(&mut lines) {
+            for taken in lines.split_inclusive(|byte| *byte == b'\n') {
+                line.clear();
+                self.ids.replace_in_line(taken, &mut line);
+                self.write_event(&line)?;
+            }
+            lines.clear();
+            self.tell_lost(lost)?;
+            // A trace of a process that is killed now ends here and not in the middle.
+            self.file.flush()?;
         }
-        self.tell_lost()?;
+        self.tell_lost(queue.lost())?;
         self.file.flush()
     }
 
     /// What was lost was lost after what has been written.
-    fn tell_lost(&mut self) -> io::Result<()> {
-        let lost = self.lost.load(Ordering::Relaxed);
+    fn tell_lost(&mut self, lost: u64) -> io::Result<()> {
         if lost == self.lost_told {
             return Ok(());
         }
         let count = lost - std::mem::replace(&mut self.lost_told, lost);
-        let line = line_of(&Event::Lost { count })?;
-        self.write_line(&line)
+        self.write_line(&line_of(&Event::Lost { count }))
     }
 
-    fn write_event(&mut self, event: &Event) -> io::Result<()> {
-        let line = event_line(event, &mut self.ids)?;
+    fn write_event(&mut self, line: &[u8]) -> io::Result<()> {
         if self.part_has_events && self.part_bytes + line.len() as u64 > self.part_bytes_max {
             self.next_part()?;
         }
         self.part_has_events = true;
-        self.write_line(&line)
+        self.write_line(line)
     }
 
     fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
@@ -164,28 +160,32 @@ impl Writer {
     }
 }
 
-fn line_of(event: &impl serde::Serialize) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
-    Ok(line)
+fn line_of(event: &Event) -> Vec<u8> {
+    let mut line = Vec::new();
+    event.write_line(&mut line);
+    line
 }
 
-fn event_line(event: &Event, ids: &mut KernelIds) -> io::Result<Vec<u8>> {
-    let mut value = serde_json::to_value(event)?;
-    ids.replace_in_event(&mut value);
-    line_of(&value)
+fn header_line(header: &Header) -> Vec<u8> {
+    line_of(&Event::Header(header.clone()))
 }
 
-/// What a file of these events would hold.
+/// What a file of these lines would hold, which a [`LineSink`] has kept.
+pub fn file_of(header: &Header, lines: &[u8]) -> Vec<u8> {
+    let (mut file, mut ids) = (header_line(header), KernelIds::default());
+    for line in lines.split_inclusive(|byte| *byte == b'\n') {
+        ids.replace_in_line(line, &mut file);
+    }
+    file
+}
+
+/// The events in lines that a [`LineSink`] has kept.
 ///
 /// # Errors
-/// An event cannot be serialised.
-pub fn lines_of(header: &Header, events: impl IntoIterator<Item = Event>) -> io::Result<Vec<u8>> {
-    let (mut lines, mut ids) = (line_of(&Event::Header(header.clone()))?, KernelIds::default());
-    for event in events {
-        lines.extend(event_line(&event, &mut ids)?);
-    }
-    Ok(lines)
+/// A line is no event.
+pub fn events_of(lines: &[u8]) -> io::Result<Vec<Event>> {
+    let lines = lines.split_inclusive(|byte| *byte == b'\n');
+    lines.map(|line| serde_json::from_slice(line).map_err(io::Error::from)).collect()
 }
 
 /// Reads a trace: its header and its events in the order of their sequence numbers. A last line cut

@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 /// What a number counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -25,33 +23,24 @@ enum Kind {
     VsockCid,
 }
 
-/// The fields that hold such numbers, in requests, replies and ledger records of all actors.
-const FIELDS: [(&str, Kind); 17] = [
-    ("pid", Kind::Process),
-    ("vmm_pid", Kind::Process),
-    ("vcpu_threads", Kind::Process),
-    ("threads", Kind::Process),
-    ("new_threads", Kind::Process),
-    ("start_ticks", Kind::StartTime),
-    ("index", Kind::Link),
-    ("link", Kind::Link),
-    ("link_index", Kind::Link),
-    ("tap_index", Kind::Link),
-    ("mount_id", Kind::Mount),
-    ("inode", Kind::Inode),
-    ("inodes", Kind::Inode),
-    ("namespace_inode", Kind::Inode),
-    ("device", Kind::FileSystem),
-    ("cid", Kind::VsockCid),
-    ("context_id", Kind::VsockCid),
-];
-
-/// Calls whose whole reply is such a number.
-const REPLIES: [(&str, Kind); 1] = [("create_tap", Kind::Link)];
+/// The call whose whole reply is such a number, as it stands in its line. A quotation mark within a
+/// text stands behind a backslash, so no text can look like this.
+const CREATE_TAP: &[u8] = br#""method":"create_tap""#;
+const REPLY: &[u8] = br#""result":{"Ok":"#;
 
 impl Kind {
-    fn of(field: &str) -> Option<Self> {
-        FIELDS.iter().find(|(name, _)| *name == field).map(|(_, kind)| *kind)
+    /// What a field of this name holds, in requests, replies and ledger records of all actors.
+    fn of(field: &[u8]) -> Option<Self> {
+        Some(match field {
+            b"pid" | b"vmm_pid" | b"vcpu_threads" | b"threads" | b"new_threads" => Self::Process,
+            b"start_ticks" => Self::StartTime,
+            b"index" | b"link" | b"link_index" | b"tap_index" => Self::Link,
+            b"mount_id" => Self::Mount,
+            b"inode" | b"inodes" | b"namespace_inode" => Self::Inode,
+            b"device" => Self::FileSystem,
+            b"cid" | b"context_id" => Self::VsockCid,
+            _ => return None,
+        })
     }
 
     /// The first number: 0 to 2 are no guest's context id, and 0 means nothing everywhere.
@@ -68,45 +57,58 @@ pub(super) struct KernelIds {
 }
 
 impl KernelIds {
-    /// Replaces the kernel's numbers in an event.
-    pub(super) fn replace_in_event(&mut self, event: &mut Value) {
-        let method = event.get("method").and_then(Value::as_str);
-        let kind = REPLIES.iter().find(|(name, _)| Some(*name) == method).map(|(_, kind)| *kind);
-        if let Some((kind, reply)) = kind.zip(event.pointer_mut("/result/Ok")) {
-            self.replace_as(kind, reply);
+    /// Appends an event's line to `out`, with the kernel's numbers replaced. The line is JSON without
+    /// white space between its tokens.
+    pub(super) fn replace_in_line(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        let (mut at, mut copied) = (0, 0);
+        while let Some(quote) = line[at..].iter().position(|byte| *byte == b'"') {
+            let begin = at + quote + 1;
+            let end = begin + text_length(&line[begin..]);
+            at = (end + 1).min(line.len());
+            let is_fields = line[at..].starts_with(b":");
+            let value = (at + 1).min(line.len());
+            if !is_fields || !matches!(line.get(value), Some(b'0'..=b'9' | b'[')) {
+                continue;
+            }
+            let (field, before) = (&line[begin..end], &line[..value]);
+            let is_reply = field == b"Ok" && before.ends_with(REPLY) && contains(before, CREATE_TAP);
+            if let Some(kind) = if is_reply { Some(Kind::Link) } else { Kind::of(field) } {
+                out.extend_from_slice(&line[copied..value]);
+                at = line.len() - self.replace_value(kind, &line[value..], out).len();
+                copied = at;
+            }
         }
-        self.replace(event);
+        out.extend_from_slice(&line[copied..]);
     }
 
-    /// Replaces the kernel's numbers in `value`, at any depth.
-    pub(super) fn replace(&mut self, value: &mut Value) {
-        match value {
-            Value::Object(fields) => {
-                for (name, value) in fields {
-                    match Kind::of(name) {
-                        Some(kind) => self.replace_as(kind, value),
-                        None => self.replace(value),
-                    }
-                }
+    /// Replaces the number, or the list of numbers, that `rest` begins with; returns what comes after.
+    /// Something else than numbers is an ordinary value.
+    fn replace_value<'a>(&mut self, kind: Kind, rest: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
+        let end = match rest.first() {
+            Some(b'[') => rest.iter().position(|byte| *byte == b']'),
+            Some(b'0'..=b'9') => rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']')),
+            _ => None,
+        };
+        let Some(end) = end else { return rest };
+        let (mut value, after) = rest.split_at(end);
+        if let Some(items) = value.strip_prefix(b"[") {
+            let is_part = |byte: &u8| byte.is_ascii_digit() || b",-+.eE".contains(byte);
+            if !items.iter().all(is_part) {
+                return rest;
             }
-            Value::Array(items) => items.iter_mut().for_each(|item| self.replace(item)),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+            out.push(b'[');
+            value = items;
         }
-    }
-
-    /// A field of that name that holds something else than numbers is an ordinary one.
-    fn replace_as(&mut self, kind: Kind, value: &mut Value) {
-        match value {
-            Value::Number(number) => {
-                if let Some(id) = number.as_u64().filter(|id| *id != 0) {
-                    *value = self.give(kind, id).into();
-                }
+        for (n, number) in value.split(|byte| *byte == b',').enumerate() {
+            if n > 0 {
+                out.push(b',');
             }
-            Value::Array(items) if items.iter().all(Value::is_number) => {
-                items.iter_mut().for_each(|item| self.replace_as(kind, item));
+            match std::str::from_utf8(number).ok().and_then(|number| number.parse().ok()) {
+                Some(id) if id != 0 => out.extend_from_slice(self.give(kind, id).to_string().as_bytes()),
+                _ => out.extend_from_slice(number),
             }
-            other => self.replace(other),
         }
+        after
     }
 
     fn give(&mut self, kind: Kind, id: u64) -> u64 {
@@ -120,47 +122,74 @@ impl KernelIds {
     }
 }
 
+/// How long a text is whose opening quotation mark is before `rest`.
+fn text_length(rest: &[u8]) -> usize {
+    let mut length = 0;
+    while let Some(found) = rest[length..].iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        length += found;
+        if rest[length] == b'"' {
+            return length;
+        }
+        // What is behind a backslash belongs to the text.
+        length = (length + 2).min(rest.len());
+    }
+    rest.len()
+}
+
+fn contains(line: &[u8], part: &[u8]) -> bool {
+    line.windows(part.len()).any(|window| window == part)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+
+    fn replaced(ids: &mut KernelIds, line: &str) -> String {
+        let mut out = Vec::new();
+        ids.replace_in_line(line.as_bytes(), &mut out);
+        String::from_utf8(out).unwrap()
+    }
 
     #[test]
     fn a_reply_that_is_nothing_but_a_number_is_the_one_in_the_ledger() {
         let mut ids = KernelIds::default();
-        let mut called = json!({"method": "create_tap", "result": {"Ok": 1018}});
-        let mut other = json!({"method": "resize_memory", "result": {"Ok": 1018}});
-        let mut noted = json!({"record": {"identity": {"link": {"index": 1018}}}});
-        [&mut called, &mut other, &mut noted].into_iter().for_each(|event| ids.replace_in_event(event));
-        assert_eq!((&called["result"]["Ok"], &other["result"]["Ok"]), (&json!(1), &json!(1018)));
-        assert_eq!(noted["record"]["identity"]["link"]["index"], 1);
+        let mut of = |line| replaced(&mut ids, line);
+        let called = of(r#"{"method":"create_tap","request":{"Ok":7},"result":{"Ok":1018}}"#);
+        assert_eq!(called, r#"{"method":"create_tap","request":{"Ok":7},"result":{"Ok":1}}"#);
+        let other = r#"{"method":"resize_memory","result":{"Ok":1018}}"#;
+        assert_eq!(of(other), other);
+        let noted = of(r#"{"record":{"identity":{"link":{"index":1018}}}}"#);
+        assert_eq!(noted, r#"{"record":{"identity":{"link":{"index":1}}}}"#);
     }
 
     #[test]
     fn equal_stays_equal_and_only_the_kernels_numbers_change() {
         let mut ids = KernelIds::default();
-        let mut value = json!({
-            "process": {"pid": 4711, "start_ticks": 99}, "vcpu_threads": [4713, 4714], "exit": {"pid": 4711},
-            "identity": {"link": {"index": 7, "namespace_inode": 4026532}}, "root": {"device": 64, "inode": 4711},
-            "device": "disk0", "memory_mib": 4711, "cid": 3405691582_u32, "mount_id": null, "none": {"pid": 0},
-        });
-        ids.replace(&mut value);
-        let expected = json!({
-            "process": {"pid": 1, "start_ticks": 1}, "vcpu_threads": [2, 3], "exit": {"pid": 1},
-            "identity": {"link": {"index": 1, "namespace_inode": 2}}, "root": {"device": 1, "inode": 1},
-            "device": "disk0", "memory_mib": 4711, "cid": 3, "mount_id": null, "none": {"pid": 0},
-        });
-        // Fields are visited in the order of their names, so the exit's pid comes first.
-        assert_eq!(value["process"], expected["process"]);
-        assert_eq!(value["exit"], expected["exit"]);
-        assert_eq!(value["vcpu_threads"], expected["vcpu_threads"]);
-        for unchanged in ["device", "memory_mib", "mount_id", "none", "cid"] {
-            assert_eq!(value[unchanged], expected[unchanged], "{unchanged}");
+        let mut of = |line| replaced(&mut ids, line);
+        assert_eq!(
+            of(r#"{"process":{"pid":4711,"start_ticks":99},"vcpu_threads":[4713,4714],"exit":{"pid":4711}}"#),
+            r#"{"process":{"pid":1,"start_ticks":1},"vcpu_threads":[2,3],"exit":{"pid":1}}"#
+        );
+        assert_eq!(
+            of(r#"{"link":{"index":7,"namespace_inode":4026532},"root":{"device":64,"inode":4711}}"#),
+            r#"{"link":{"index":1,"namespace_inode":1},"root":{"device":1,"inode":2}}"#
+        );
+        assert_eq!(of(r#"{"inode":4711,"pid":5000,"cid":3405691582}"#), r#"{"inode":2,"pid":4,"cid":3}"#);
+    }
+
+    #[test]
+    fn what_is_no_number_of_the_kernels_stays_as_it_is() {
+        let mut ids = KernelIds::default();
+        for line in [
+            r#"{"device":"disk0","memory_mib":4711,"mount_id":null,"none":{"pid":0},"threads":[]}"#,
+            r#"{"threads":[{"id":7}],"inodes":[null,7],"pid":-7,"index":1.5,"link":99999999999999999999}"#,
+            r#"{"text":"a "pid":4711 \","pid":"4711","args":["pid",4711],"last":"\""}"#,
+            "{}
+",
+            "",
+        ] {
+            assert_eq!(replaced(&mut ids, line), line);
         }
-        let inodes = (&value["identity"]["link"]["namespace_inode"], &value["root"]["inode"]);
-        assert_ne!(inodes.0, inodes.1);
-        let mut again = json!({"inode": 4711, "pid": 5000});
-        ids.replace(&mut again);
-        assert_eq!(again, json!({"inode": value["root"]["inode"], "pid": 4}));
+        assert_eq!(replaced(&mut ids, r#"{"threads":[0,7,7]}"#), r#"{"threads":[0,1,1]}"#);
     }
 }

@@ -8,7 +8,7 @@ mod replay;
 mod sink;
 
 pub use commands::{NEWS, send};
-pub use file::{TraceFile, lines_of, read_trace};
+pub use file::{TraceFile, events_of, file_of, read_trace};
 pub(crate) use recorder::{RecordedLedger, Recorder};
 pub use replay::{Divergence, ReplayError, ReplayReport, difference, replay};
-pub use sink::ChannelSink;
+pub use sink::{ChannelSink, LineSink};

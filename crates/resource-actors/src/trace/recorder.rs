@@ -5,13 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use actor_shell::CurrentCause;
-use futures::future::BoxFuture;
 use sandbox_model::ledger::{Entry, EntryId, HostObject, Ledger, Record, Scope};
 use sandbox_model::lifecycle::ActorName;
-use sandbox_model::port::{Interceptor, PortCall};
-use sandbox_model::trace::{Ended, Event, Place, TraceSink};
+use sandbox_model::port::{BegunCall, Witness};
+use sandbox_model::trace::{Content, Ended, Event, Place, TraceSink, Written};
 use sandbox_model::{PortError, PortResult, SandboxId};
-use serde_json::Value;
 
 /// Who is recorded, and where.
 #[derive(Debug, Clone)]
@@ -40,43 +38,18 @@ impl Recorder {
     }
 }
 
-impl Interceptor for Recorder {
-    fn around<'a>(
-        &'a self,
-        call: PortCall,
-        inner: BoxFuture<'static, PortResult<Value>>,
-    ) -> BoxFuture<'a, PortResult<Value>> {
+impl Witness for Recorder {
+    fn begun(&self, port: &'static str, method: &'static str, request: &dyn Content) -> BegunCall {
         // The message that is served when the call is made, not when it ends.
-        let mut open = OpenCall { recorder: self, cause: self.cause(), begun_us: self.sink.now_us(), call: Some(call) };
-        Box::pin(async move {
-            let result = inner.await;
-            open.end(result.clone().into());
-            result
-        })
+        let (cause, begun_us) = (self.cause(), self.sink.now_us());
+        BegunCall { port, method, request: Written::of(request), cause, begun_us }
     }
-}
 
-/// A call under way. One that is dropped is recorded too: a replay then knows that nothing came back.
-struct OpenCall<'a> {
-    recorder: &'a Recorder,
-    cause: Option<u64>,
-    begun_us: u64,
-    call: Option<PortCall>,
-}
-
-impl OpenCall<'_> {
-    fn end(&mut self, result: Ended) {
-        let Some(PortCall { port, method, request, .. }) = self.call.take() else { return };
-        let place = self.recorder.place(self.cause);
-        let took_us = place.at_us.saturating_sub(self.begun_us);
-        let (port, method) = (port.to_owned(), method.to_owned());
-        self.recorder.sink.record(Event::Called { place, port, method, request, result, took_us });
-    }
-}
-
-impl Drop for OpenCall<'_> {
-    fn drop(&mut self) {
-        self.end(if std::thread::panicking() { Ended::Panicked } else { Ended::Dropped });
+    fn ended(&self, call: BegunCall, result: Ended<&dyn Content>) {
+        let BegunCall { port, method, request, cause, begun_us } = call;
+        let place = self.place(cause);
+        let took_us = place.at_us.saturating_sub(begun_us);
+        self.sink.record(Event::Called { place, port, method, request: &request, result, took_us });
     }
 }
 

@@ -1,11 +1,23 @@
 //! `bench`: what has a target, measured on this host.
 
 use benchmarks::rows::{ALL, Row};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::BenchArgs;
 use crate::output::table::columns;
 use crate::output::{Code, Failure, data, json as print_json};
+
+/// What `bench --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Bench {
+    /// The version of this document: 1.
+    v: u32,
+    rows: Vec<Row>,
+    /// Load averages of the last 1, 5 and 15 minutes.
+    load: String,
+}
 
 /// Serves the verb.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Failure> {
@@ -17,7 +29,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Failure> {
         rows.extend(measured.unwrap_or_else(|why| vec![Row::failed(measurement, why)]));
     }
     if args.json.json {
-        print_json(&json!({"v": 1, "rows": rows, "load": load_average()}));
+        print_json(&json!(Bench { v: 1, rows: rows.clone(), load: load_average() }));
     } else {
         data(&render(&rows));
     }
@@ -47,4 +59,14 @@ fn render(rows: &[Row]) -> String {
         ]
     };
     columns(&[header].into_iter().chain(rows.iter().map(line)).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<Bench>("bench.v1.json");
+    }
 }

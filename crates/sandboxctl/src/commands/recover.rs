@@ -2,12 +2,59 @@
 
 use resource_actors::{Recovered, ResourceSystem, SandboxError};
 use sandbox_model::SandboxId;
-use serde_json::{Value, json};
+use sandbox_model::ledger::UndoItem;
+use sandbox_model::lifecycle::LifecycleState;
+use sandbox_model::status::SandboxStatus;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
 
 use super::sandboxes::{cannot_start, claim_all, ids, interrupted, left, start, tell_report};
 use super::signals::Enders;
 use crate::cli::{Global, RecoverArgs};
 use crate::output::{Exit, Failure, data, json as print_json};
+
+/// What `recover --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Recovery {
+    /// The version of this document: 1.
+    v: u32,
+    sandboxes: Vec<Outcome>,
+}
+
+/// What became of one sandbox.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+enum Outcome {
+    /// Its VM runs, and it goes on.
+    Adopted {
+        #[schemars(with = "String")]
+        id: SandboxId,
+        #[schemars(with = "String")]
+        state: LifecycleState,
+        /// Open entries of its ledger.
+        objects: usize,
+        /// Containers that hold something.
+        containers: usize,
+        vmm_pid: Option<i32>,
+    },
+    /// It was taken away.
+    Released {
+        #[schemars(with = "String")]
+        id: SandboxId,
+        why: String,
+        /// Whether nothing of it is left.
+        clean: bool,
+        /// What became of each object.
+        objects: Vec<UndoItem>,
+    },
+    /// Neither could be done.
+    Failed {
+        #[schemars(with = "String")]
+        id: SandboxId,
+        error: String,
+    },
+}
 
 /// Brings every wished sandbox to order, side by side.
 pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Result<(), Failure> {
@@ -58,7 +105,7 @@ async fn to_its_end<T>(work: impl Future<Output = T>, enders: &mut Enders) -> (T
 
 fn tell(outcomes: &[(SandboxId, Result<Recovered, SandboxError>)], as_json: bool) {
     if as_json {
-        print_json(&json!({"v": 1, "sandboxes": outcomes.iter().map(document).collect::<Vec<Value>>()}));
+        print_json(&json!(Recovery { v: 1, sandboxes: outcomes.iter().map(document).collect() }));
         return;
     }
     for (id, outcome) in outcomes {
@@ -76,19 +123,17 @@ fn tell(outcomes: &[(SandboxId, Result<Recovered, SandboxError>)], as_json: bool
     }
 }
 
-fn document((id, outcome): &(SandboxId, Result<Recovered, SandboxError>)) -> Value {
+fn document((id, outcome): &(SandboxId, Result<Recovered, SandboxError>)) -> Outcome {
+    let id = id.clone();
     match outcome {
         Ok(Recovered::Adopted(sandbox)) => {
-            let status = sandbox.status();
-            json!({
-                "id": id, "outcome": "adopted", "state": status.state, "objects": status.objects,
-                "containers": status.containers, "vmm_pid": status.vmm_pid,
-            })
+            let SandboxStatus { state, objects, containers, vmm_pid, .. } = sandbox.status();
+            Outcome::Adopted { id, state, objects, containers, vmm_pid }
         }
         Ok(Recovered::Released { report, why }) => {
-            json!({"id": id, "outcome": "released", "why": why, "clean": report.is_clean(), "objects": report.items})
+            Outcome::Released { id, why: why.clone(), clean: report.is_clean(), objects: report.items.clone() }
         }
-        Err(error) => json!({"id": id, "outcome": "failed", "error": error.to_string()}),
+        Err(error) => Outcome::Failed { id, error: error.to_string() },
     }
 }
 
@@ -97,5 +142,15 @@ fn failure(id: &SandboxId, outcome: Result<Recovered, SandboxError>) -> Option<F
         Ok(Recovered::Adopted(_)) => None,
         Ok(Recovered::Released { report, .. }) => left(id, Ok(report)),
         Err(error) => left(id, Err(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<Recovery>("recover.v1.json");
     }
 }

@@ -7,10 +7,10 @@ use resource_actors::ledger::{Bounds, DirectoryStore, LedgerTable, ReadLedger, S
 use resource_actors::{ResourceSystem, SandboxError};
 use sandbox_model::SandboxId;
 use sandbox_model::layout::SandboxDir;
-use sandbox_model::ledger::{UndoReport, Undone};
+use sandbox_model::ledger::{UndoItem, UndoReport, Undone};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::signals::Enders;
@@ -56,6 +56,28 @@ struct Listed {
     state: &'static str,
     /// Open entries of its ledger.
     objects: usize,
+}
+
+/// What `cleanup --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct CleanUp {
+    /// The version of this document: 1.
+    v: u32,
+    sandboxes: Vec<CleanedUp>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct CleanedUp {
+    #[schemars(with = "String")]
+    id: SandboxId,
+    /// Whether nothing of it is left.
+    clean: bool,
+    /// What became of each object; absent if there is an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    objects: Option<Vec<UndoItem>>,
+    /// Why it could not be cleaned up at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 /// Prints one line for each sandbox.
@@ -219,11 +241,13 @@ fn runs(id: &SandboxId) -> Failure {
 
 fn tell(outcomes: &[(SandboxId, Result<UndoReport, SandboxError>)], as_json: bool) {
     if as_json {
-        let one = |(id, outcome): &(SandboxId, Result<UndoReport, SandboxError>)| match outcome {
-            Ok(report) => json!({"id": id, "clean": report.is_clean(), "objects": report.items}),
-            Err(error) => json!({"id": id, "clean": false, "error": error.to_string()}),
+        let one = |(id, outcome): &(SandboxId, Result<UndoReport, SandboxError>)| CleanedUp {
+            id: id.clone(),
+            clean: outcome.as_ref().is_ok_and(UndoReport::is_clean),
+            objects: outcome.as_ref().ok().map(|report| report.items.clone()),
+            error: outcome.as_ref().err().map(ToString::to_string),
         };
-        print_json(&json!({"v": 1, "sandboxes": outcomes.iter().map(one).collect::<Vec<Value>>()}));
+        print_json(&json!(CleanUp { v: 1, sandboxes: outcomes.iter().map(one).collect() }));
         return;
     }
     for (id, outcome) in outcomes {
@@ -271,5 +295,6 @@ mod tests {
     #[test]
     fn the_schema_is_that_of_the_document() {
         crate::output::schema::check::<List>("list.v1.json");
+        crate::output::schema::check::<CleanUp>("cleanup.v1.json");
     }
 }

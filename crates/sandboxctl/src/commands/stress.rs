@@ -12,7 +12,9 @@ use benchmarks::recorded::{self, ByCommand};
 use benchmarks::{Samples, Usage};
 use resource_actors::ledger::{DirectoryStore, MemoryStore, SandboxStore};
 use resource_actors::{Ports, ResourceSystem, ResourceSystemBuilder};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
 use simulation::rerun::Commands;
 use simulation::{SimulatedFacts, World, simulated_ports};
 
@@ -26,6 +28,44 @@ use super::trace::{read, unusable};
 
 /// Failures that are told one by one.
 const FAILURES_SHOWN: usize = 5;
+
+/// What `stress --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Document {
+    /// The version of this document: 1.
+    v: u32,
+    /// `simulated`.
+    vmm: &'static str,
+    /// `simulated`, `private` or `real`.
+    host: String,
+    /// How many were to be started.
+    sandboxes: usize,
+    /// How many were alive at one time.
+    alive: usize,
+    starts_per_second: f64,
+    ends_per_second: f64,
+    /// Of all threads, without the time between the starts and the ends.
+    cpu_seconds: f64,
+    memory_bytes_each: u64,
+    threads: u64,
+    /// While nothing was asked of anybody.
+    wakeups_per_second: f64,
+    steps: Vec<Step>,
+    /// What failed, each with the sandbox's name.
+    failures: Vec<String>,
+    /// What is still there that was not before.
+    left: Vec<String>,
+}
+
+/// How long one step took.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Step {
+    step: String,
+    count: usize,
+    p50_us: f64,
+    p99_us: f64,
+    max_us: f64,
+}
 
 /// Serves the verb.
 pub(crate) fn stress(global: &Global, args: &StressArgs) -> Result<(), Failure> {
@@ -44,7 +84,7 @@ pub(crate) fn stress(global: &Global, args: &StressArgs) -> Result<(), Failure> 
         None => run(global, args, host, files.as_ref())?,
     };
     if args.json.json {
-        print_json(&report.to_json(args));
+        print_json(&json!(report.document(args)));
     } else {
         data(&report.render(args));
     }
@@ -293,26 +333,31 @@ impl Report {
         text + &format!("{} failed, {} objects left behind\n", self.failures().count(), self.left.len())
     }
 
-    fn to_json(&self, args: &StressArgs) -> Value {
+    fn document(&self, args: &StressArgs) -> Document {
         let micros = |samples: &Samples, percent| samples.percentile(percent).as_secs_f64() * 1e6;
-        let steps: Vec<_> = self
-            .steps
-            .iter()
-            .map(|(name, samples)| {
-                json!({
-                    "step": name, "count": samples.count(), "p50_us": micros(samples, 50.0),
-                    "p99_us": micros(samples, 99.0), "max_us": micros(samples, 100.0),
-                })
-            })
-            .collect();
-        json!({
-            "v": 1, "vmm": "simulated", "host": format!("{:?}", args.host).to_lowercase(), "sandboxes": args.sandboxes,
-            "alive": self.alive, "starts_per_second": self.started.rate(args.sandboxes as usize),
-            "ends_per_second": self.ended.rate(self.alive),
-            "cpu_seconds": (self.started.cpu + self.ended.cpu).as_secs_f64(),
-            "memory_bytes_each": self.memory, "threads": self.threads, "wakeups_per_second": self.wakeups,
-            "steps": steps, "failures": self.failures().collect::<Vec<_>>(), "left": self.left,
-        })
+        let step = |(name, samples): &(String, Samples)| Step {
+            step: name.clone(),
+            count: samples.count(),
+            p50_us: micros(samples, 50.0),
+            p99_us: micros(samples, 99.0),
+            max_us: micros(samples, 100.0),
+        };
+        Document {
+            v: 1,
+            vmm: "simulated",
+            host: format!("{:?}", args.host).to_lowercase(),
+            sandboxes: args.sandboxes as usize,
+            alive: self.alive,
+            starts_per_second: self.started.rate(args.sandboxes as usize),
+            ends_per_second: self.ended.rate(self.alive),
+            cpu_seconds: (self.started.cpu + self.ended.cpu).as_secs_f64(),
+            memory_bytes_each: self.memory,
+            threads: self.threads,
+            wakeups_per_second: self.wakeups,
+            steps: self.steps.iter().map(step).collect(),
+            failures: self.failures().cloned().collect(),
+            left: self.left.clone(),
+        }
     }
 
     fn verdict(&self) -> Result<(), Failure> {
@@ -329,5 +374,15 @@ impl Report {
         }
         let what = format!("{failed} sandboxes failed");
         Err(Failure::early(Code::PORT, what, why, "sandboxctl doctor").state("all is undone".to_owned()).documented())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_that_of_the_document() {
+        crate::output::schema::check::<Document>("stress.v1.json");
     }
 }

@@ -7,10 +7,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use resource_actors::trace::ChannelSink;
+use resource_actors::trace::LineSink;
 use sandbox_model::ledger::{EntryId, HostObject, Record};
 use sandbox_model::lifecycle::ActorName;
-use sandbox_model::trace::{Event, TraceSink};
+use sandbox_model::trace::{Event, Told, TraceSink};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ const TOLD: [&str; 3] = ["BaseIs", "DaemonEnded", "VmExited"];
 const REDIRECT: &str = "tc:";
 
 /// What lines are made of.
-enum Told {
+enum Line {
     /// A record of the ledger, and the message by which it came about.
     Noted { cause: Option<u64>, record: Record },
     /// A message has been answered.
@@ -33,8 +33,8 @@ enum Told {
 /// Shows steps and passes events on. It never blocks: a thread of its own does the printing.
 #[derive(Debug)]
 pub(crate) struct Steps {
-    file: Option<Arc<ChannelSink>>,
-    lines: Option<Sender<Option<Told>>>,
+    file: Option<Arc<LineSink>>,
+    lines: Option<Sender<Option<Line>>>,
     seq: AtomicU64,
     begun: Instant,
 }
@@ -46,16 +46,16 @@ impl Steps {
     /// The thread cannot be made.
     pub(crate) fn start(
         progress: Progress,
-        file: Option<Arc<ChannelSink>>,
+        file: Option<Arc<LineSink>>,
     ) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let (sender, told) = channel::<Option<Told>>();
+        let (sender, told) = channel::<Option<Line>>();
         let printer = std::thread::Builder::new().name("progress".into()).spawn(move || {
             let mut objects = Objects::default();
             // `None` is the end. The sink itself may live on in an actor that does not end.
             for told in told.iter().map_while(|told| told) {
                 match told {
-                    Told::Noted { cause, record } => objects.take(cause, record),
-                    Told::Step { cause, actor, message, took, problem } => {
+                    Line::Noted { cause, record } => objects.take(cause, record),
+                    Line::Step { cause, actor, message, took, problem } => {
                         let objects = objects.of(cause);
                         progress.step(actor.as_str(), &in_words(&message), took, &objects, problem.as_deref());
                     }
@@ -94,7 +94,11 @@ impl TraceSink for Steps {
         self.file.is_some() || self.lines.is_some()
     }
 
-    fn record(&self, event: Event) {
+    fn hears_calls(&self) -> bool {
+        self.file.is_some()
+    }
+
+    fn record(&self, event: Told<'_>) {
         if let Some(lines) = &self.lines
             && let Some(told) = tell(&event)
         {
@@ -108,17 +112,17 @@ impl TraceSink for Steps {
 }
 
 /// What of an event is told.
-fn tell(event: &Event) -> Option<Told> {
+fn tell(event: &Told<'_>) -> Option<Line> {
     match event {
         Event::Noted { place, record, refused: None } => {
-            Some(Told::Noted { cause: place.cause, record: record.clone() })
+            Some(Line::Noted { cause: place.cause, record: record.clone() })
         }
-        Event::Replied { place, message, reply, service_us } if !TOLD.contains(&message.as_str()) => Some(Told::Step {
+        Event::Replied { place, message, reply, service_us } if !TOLD.contains(message) => Some(Line::Step {
             cause: place.cause,
             actor: place.actor,
-            message: message.clone(),
+            message: (*message).to_owned(),
             took: Duration::from_micros(*service_us),
-            problem: problem(reply),
+            problem: problem(&reply.to_value()),
         }),
         _ => None,
     }

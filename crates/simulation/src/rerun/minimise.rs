@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use resource_actors::trace::{ReplayError, lines_of};
+use resource_actors::trace::ReplayError;
 use sandbox_model::trace::Event;
 
 use super::script::Script;
@@ -91,8 +91,7 @@ fn minimise_with(
 
 /// Whether the seed gives a run once more.
 fn is_made_again(report: &StressReport) -> Result<bool, ReplayError> {
-    let recorded = lines_of(&report.header, report.events.iter().cloned()).map_err(ReplayError::Runtime)?;
-    Ok(rerun(&report.header, &report.events, &recorded)?.difference.is_none())
+    Ok(rerun(&report.header, &report.events, &report.file())?.difference.is_none())
 }
 
 fn set(seqs: &[u64]) -> BTreeSet<u64> {

@@ -1,6 +1,6 @@
 //! Seed replay: the same commands, the same seed, the same trace to the byte.
 
-use resource_actors::trace::{ChannelSink, ReplayError, difference, lines_of};
+use resource_actors::trace::{LineSink, ReplayError, difference, file_of};
 use sandbox_model::trace::{Event, Header};
 
 use super::in_virtual_time;
@@ -30,12 +30,13 @@ pub fn rerun(header: &Header, events: &[Event], recorded: &[u8]) -> Result<Rerun
         Some(plan) => serde_json::from_value(plan.clone()).map_err(|error| wrong(&error.to_string()))?,
     };
     let script = Script::of(events)?;
-    let (sink, heard) = ChannelSink::unbounded();
+    let sink = LineSink::in_memory();
+    let told = sink.clone();
     in_virtual_time(async move {
-        let system = SimulatedHost::new(plan).delayed_process(seed, sink);
+        let system = SimulatedHost::new(plan).delayed_process(seed, told);
         drop(play(&script, &system, 1.0).await);
     })?;
-    let lines = lines_of(header, heard.try_iter()).map_err(ReplayError::Runtime)?;
+    let lines = file_of(header, &sink.take_lines());
     let difference = (lines != recorded).then(|| first_difference(recorded, &lines));
     Ok(Rerun { lines, difference })
 }

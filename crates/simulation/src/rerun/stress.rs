@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use resource_actors::SandboxHandle;
-use resource_actors::trace::{ChannelSink, ReplayError, replay};
+use resource_actors::trace::{LineSink, ReplayError, events_of, file_of, replay};
 use sandbox_model::SandboxId;
 use sandbox_model::lifecycle::LifecycleState;
 use sandbox_model::trace::{Event, Header};
@@ -54,6 +54,15 @@ pub struct StressReport {
     pub header: Header,
     /// Its events.
     pub events: Vec<Event>,
+    /// The same, as they were told.
+    lines: Vec<u8>,
+}
+
+impl StressReport {
+    /// The trace of the run, as a file has it.
+    pub fn file(&self) -> Vec<u8> {
+        file_of(&self.header, &self.lines)
+    }
 }
 
 /// Faults of one run.
@@ -74,7 +83,7 @@ pub fn stress(events: &[Event], stress: &Stress) -> Result<StressReport, ReplayE
 /// The faults of a stress, at sites that it comes to.
 pub(super) fn plan(script: &Script, stress: &Stress) -> Result<FaultPlan, ReplayError> {
     let Some(seed) = stress.faults else { return Ok(FaultPlan::default()) };
-    let (_, sites, _) = once(script, stress, FaultPlan::default())?;
+    let (_, sites) = once(script, stress, FaultPlan::default())?;
     let mut plan = seeded_plan(seed, &sites, FAULTS_MAX * stress.sandboxes);
     plan.faults.retain(|fault| is_of_the_world(&fault.site, fault.mode));
     Ok(plan)
@@ -91,30 +100,27 @@ fn is_of_the_world(site: &Site, mode: Mode) -> bool {
 
 /// Runs a script with a plan of faults, and judges.
 pub(super) fn run(script: &Script, stress: &Stress, plan: FaultPlan) -> Result<StressReport, ReplayError> {
-    let (mut report, _, events) = once(script, stress, plan)?;
+    let (mut report, _) = once(script, stress, plan)?;
+    report.events = events_of(&report.lines).map_err(ReplayError::Runtime)?;
     // A run without faults must replay. One with faults ends calls at their deadlines, and at such an
     // instant the trace does not say what came first.
     if report.faults.faults.is_empty() {
-        let divergence = replay(&events)?.divergence;
+        let divergence = replay(&report.events)?.divergence;
         report.violations.extend(divergence.map(|divergence| format!("its own trace diverges: {divergence}")));
     }
-    report.events = events;
     Ok(report)
 }
 
-fn once(
-    script: &Script,
-    stress: &Stress,
-    plan: FaultPlan,
-) -> Result<(StressReport, Vec<Site>, Vec<Event>), ReplayError> {
+fn once(script: &Script, stress: &Stress, plan: FaultPlan) -> Result<(StressReport, Vec<Site>), ReplayError> {
     let copies: Vec<_> = (0..stress.sandboxes.max(1)).map(|n| script.copy(n)).collect();
-    let (sink, heard) = ChannelSink::unbounded();
+    let sink = LineSink::in_memory();
+    let told = sink.clone();
     let (seed, speed, faults) = (stress.seed, stress.speed, plan.clone());
     let commands = copies.iter().flat_map(|copy| &copy.acts).filter(|act| act.command().is_some()).count();
     let (mut report, sites) = in_virtual_time(async move {
         let host = surroundings(&copies, faults);
         let before = host.world.list();
-        let system = host.delayed_process(seed, sink);
+        let system = host.delayed_process(seed, told);
         let played = futures::future::join_all(copies.iter().map(|copy| play(copy, &system, speed))).await;
         let struck = host.faults.struck().len();
         host.faults.relent();
@@ -128,9 +134,8 @@ fn once(
     (report.commands, report.faults) = (commands, plan);
     report.header.seed = Some(seed);
     report.header.faults = serde_json::to_value(&report.faults).ok().filter(|_| !report.faults.faults.is_empty());
-    let mut events: Vec<_> = heard.try_iter().collect();
-    events.sort_by_key(|event| event.place().map_or(0, |place| place.seq));
-    Ok((report, sites, events))
+    report.lines = sink.take_lines();
+    Ok((report, sites))
 }
 
 /// The host that the trace shows, once for each copy.
@@ -155,6 +160,7 @@ async fn judge(played: Vec<Played>) -> StressReport {
         violations: Vec::new(),
         header: Header::new("simulated", "simulated"),
         events: Vec::new(),
+        lines: Vec::new(),
     };
     for one in played {
         report.violations.extend(one.problems);

@@ -75,25 +75,31 @@ pub(super) fn from_trace(
 }
 
 /// One recorded call.
-#[derive(Debug, Clone)]
-pub(super) struct Recorded {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Recorded<'e> {
     pub(super) seq: u64,
     began_us: u64,
-    pub(super) name: String,
-    pub(super) request: Value,
-    result: Ended,
+    port: &'e str,
+    method: &'e str,
+    pub(super) request: &'e Value,
+    result: &'e Ended,
     /// What the actor died of, if it panicked here.
-    reason: String,
+    reason: &'e str,
 }
 
-impl Recorded {
+impl Recorded<'_> {
+    /// What it is called where it is shown.
+    pub(super) fn name(&self) -> String {
+        format!("{}.{}", self.port, self.method)
+    }
+
     /// Whether something came back.
     fn is_answered(&self) -> bool {
         matches!(self.result, Ended::Ok(_) | Ended::Err(_))
     }
 
     fn waits_for_event(&self) -> bool {
-        self.name.ends_with(WAITS_FOR_EVENT)
+        self.method == WAITS_FOR_EVENT
     }
 }
 
@@ -107,32 +113,35 @@ pub(super) struct Unknown {
     pub(super) request: Value,
 }
 
+/// Actor, port, method.
+type Line<'e> = (ActorName, &'e str, &'e str);
+
 #[derive(Default)]
-struct OfSandbox {
-    calls: BTreeMap<u64, Recorded>,
+struct OfSandbox<'e> {
+    calls: BTreeMap<u64, Recorded<'e>>,
     /// By the time at which they were made, which is not the order of their ends.
-    by_name: BTreeMap<(ActorName, String), BTreeSet<(u64, u64)>>,
+    by_line: BTreeMap<Line<'e>, BTreeSet<(u64, u64)>>,
     /// Answers that have not been given yet.
     open: BTreeSet<u64>,
     asked: BTreeMap<u64, oneshot::Sender<Answer>>,
 }
 
-impl OfSandbox {
-    fn insert(&mut self, actor: ActorName, call: Recorded) {
+impl<'e> OfSandbox<'e> {
+    fn insert(&mut self, actor: ActorName, call: Recorded<'e>) {
         if call.is_answered() {
             self.open.insert(call.seq);
         }
-        self.by_name.entry((actor, call.name.clone())).or_default().insert((call.began_us, call.seq));
+        self.by_line.entry((actor, call.port, call.method)).or_default().insert((call.began_us, call.seq));
         self.calls.insert(call.seq, call);
     }
 
-    fn take(&mut self, actor: ActorName, name: String, request: &Value) -> Option<Recorded> {
-        let of_name = self.by_name.get_mut(&(actor, name))?;
+    fn take(&mut self, line: Line<'e>, request: &Value) -> Option<Recorded<'e>> {
+        let of_line = self.by_line.get_mut(&line)?;
         let calls = &self.calls;
-        let fits = |(_, seq): &&(u64, u64)| calls.get(seq).is_some_and(|call| same(&call.request, request));
-        let found = *of_name.iter().find(fits)?;
-        of_name.remove(&found);
-        self.calls.get(&found.1).cloned()
+        let fits = |(_, seq): &&(u64, u64)| calls.get(seq).is_some_and(|call| same(call.request, request));
+        let found = *of_line.iter().find(fits)?;
+        of_line.remove(&found);
+        self.calls.get(&found.1).copied()
     }
 
     /// Gives the answer of call `seq`, if somebody asks for it.
@@ -140,10 +149,10 @@ impl OfSandbox {
         let Some(asker) = self.asked.remove(&seq) else { return false };
         self.open.remove(&seq);
         if let Some(call) = self.calls.get(&seq) {
-            let answer = match call.result.clone() {
-                Ended::Ok(reply) => Answer::Result(Ok(reply)),
-                Ended::Err(error) => Answer::Result(Err(error)),
-                Ended::Panicked => Answer::Panic(call.reason.clone()),
+            let answer = match call.result {
+                Ended::Ok(reply) => Answer::Result(Ok(reply.clone())),
+                Ended::Err(error) => Answer::Result(Err(error.clone())),
+                Ended::Panicked => Answer::Panic(call.reason.to_owned()),
                 Ended::Dropped => return true,
             };
             // Who has given up meanwhile hears nothing.
@@ -170,30 +179,31 @@ impl OfSandbox {
 
 /// The recorded answers of all ports.
 #[derive(Default)]
-pub(super) struct Answers {
-    sandboxes: BTreeMap<SandboxId, OfSandbox>,
+pub(super) struct Answers<'e> {
+    sandboxes: BTreeMap<SandboxId, OfSandbox<'e>>,
+    /// The sandboxes in which somebody waits: few of those that the trace has.
+    askers: BTreeSet<SandboxId>,
     unknown: Vec<Unknown>,
     /// Askers that get no answer. They are kept, so that they wait.
     unanswered: Vec<oneshot::Sender<Answer>>,
 }
 
-impl Answers {
+impl<'e> Answers<'e> {
     /// The calls in `events`.
-    pub(super) fn new(events: &[Event]) -> Self {
+    pub(super) fn new(events: &'e [Event]) -> Self {
         let mut answers = Self::default();
         let deaths: BTreeMap<_, _> = events
             .iter()
             .filter_map(|event| match event {
-                Event::Died { place, reason } => Some((place.cause, reason)),
+                Event::Died { place, reason } => Some((place.cause, reason.as_str())),
                 _ => None,
             })
             .collect();
         for event in events {
             let Event::Called { place, port, method, request, result, took_us } = event else { continue };
-            let reason = deaths.get(&place.cause).map_or_else(String::new, |reason| (*reason).clone());
-            let (name, request, result) = (format!("{port}.{method}"), request.clone(), result.clone());
+            let reason = deaths.get(&place.cause).copied().unwrap_or_default();
             let began_us = place.at_us.saturating_sub(*took_us);
-            let call = Recorded { seq: place.seq, began_us, name, request, result, reason };
+            let call = Recorded { seq: place.seq, began_us, port, method, request, result, reason };
             answers.sandboxes.entry(place.sandbox.clone()).or_default().insert(place.actor, call);
         }
         answers
@@ -205,42 +215,42 @@ impl Answers {
     }
 
     /// The first call of this actor that the trace has and nobody has made.
-    pub(super) fn expected(&self, (sandbox, actor): &Key) -> Option<Recorded> {
+    pub(super) fn expected(&self, (sandbox, actor): &Key) -> Option<Recorded<'e>> {
         let of_sandbox = self.sandboxes.get(sandbox)?;
-        let unmade = of_sandbox.by_name.iter().filter(|((of, _), _)| of == actor);
+        let unmade = of_sandbox.by_line.iter().filter(|((of, ..), _)| of == actor);
         let (_, first) = unmade.filter_map(|(_, calls)| calls.first()).min()?;
-        of_sandbox.calls.get(first).cloned()
+        of_sandbox.calls.get(first).copied()
     }
 
     /// The first call whose answer nobody has asked for.
-    pub(super) fn first_unmade(&self) -> Option<(Key, Recorded)> {
+    pub(super) fn first_unmade(&self) -> Option<(Key, Recorded<'e>)> {
         let unmade = self.sandboxes.iter().flat_map(|(sandbox, of_sandbox)| {
-            let by_name = of_sandbox.by_name.iter();
-            by_name.flat_map(move |((actor, _), calls)| {
+            let by_line = of_sandbox.by_line.iter();
+            by_line.flat_map(move |((actor, ..), calls)| {
                 calls.iter().map(move |(_, seq)| (sandbox, *actor, of_sandbox, seq))
             })
         });
         let made = unmade.filter_map(|(sandbox, actor, of, seq)| Some(((sandbox.clone(), actor), of.calls.get(seq)?)));
         let answered = made.filter(|(_, call)| call.is_answered() && !call.waits_for_event());
-        answered.min_by_key(|(_, call)| call.seq).map(|(key, call)| (key, call.clone()))
+        answered.min_by_key(|(_, call)| call.seq).map(|(key, call)| (key, *call))
     }
 
     fn ask(&mut self, question: Question) {
         let Question { key, cause, call, answer } = question;
-        let name = format!("{}.{}", call.port, call.method);
         let of_sandbox = self.sandboxes.entry(key.0.clone()).or_default();
-        match of_sandbox.take(key.1, name.clone(), &call.request) {
+        match of_sandbox.take((key.1, call.port, call.method), &call.request) {
             Some(recorded) if matches!(recorded.result, Ended::Dropped) => self.unanswered.push(answer),
             Some(recorded) => {
-                let panics = matches!(recorded.result, Ended::Panicked);
                 of_sandbox.asked.insert(recorded.seq, answer);
-                if panics {
+                if matches!(recorded.result, Ended::Panicked) {
                     of_sandbox.give(recorded.seq);
                 }
+                self.askers.insert(key.0);
             }
             None => {
                 self.unanswered.push(answer);
                 if call.method != WAITS_FOR_EVENT {
+                    let name = format!("{}.{}", call.port, call.method);
                     self.unknown.push(Unknown { key, cause, name, request: call.request });
                 }
             }
@@ -248,16 +258,26 @@ impl Answers {
     }
 
     fn give_due(&mut self, barrier: u64) {
-        for of_sandbox in self.sandboxes.values_mut() {
+        let sandboxes = &mut self.sandboxes;
+        self.askers.retain(|asker| {
+            let Some(of_sandbox) = sandboxes.get_mut(asker) else { return false };
             of_sandbox.give_due(barrier);
-        }
+            !of_sandbox.asked.is_empty()
+        });
     }
 
-    /// Gives the first answer that waits behind one that nobody asks for; whether there was one.
+    /// Whether an answer waits behind one that nobody asks for.
+    fn is_overdue(&self, barrier: u64) -> bool {
+        let mut askers = self.askers.iter().filter_map(|asker| self.sandboxes.get(asker));
+        askers.any(|of_sandbox| of_sandbox.overdue(barrier).is_some())
+    }
+
+    /// Gives the first such answer; whether there was one.
     fn give_overdue(&mut self, barrier: u64) -> bool {
-        self.sandboxes.values_mut().any(|of_sandbox| match of_sandbox.overdue(barrier) {
-            Some(seq) => of_sandbox.give(seq),
-            None => false,
+        let sandboxes = &mut self.sandboxes;
+        self.askers.iter().any(|asker| {
+            let Some(of_sandbox) = sandboxes.get_mut(asker) else { return false };
+            of_sandbox.overdue(barrier).is_some_and(|seq| of_sandbox.give(seq))
         })
     }
 }
@@ -270,7 +290,7 @@ const REST: Duration = Duration::from_micros(1);
 /// command.
 pub(super) async fn answer_all(
     mut asked: mpsc::UnboundedReceiver<Question>,
-    answers: Rc<RefCell<Answers>>,
+    answers: Rc<RefCell<Answers<'_>>>,
     mut barrier: watch::Receiver<u64>,
 ) {
     let mut may_be_overdue = false;
@@ -299,6 +319,6 @@ pub(super) async fn answer_all(
         }
         let before = *barrier.borrow_and_update();
         answers.give_due(before);
-        may_be_overdue |= answers.sandboxes.values().any(|of_sandbox| of_sandbox.overdue(before).is_some());
+        may_be_overdue |= answers.is_overdue(before);
     }
 }

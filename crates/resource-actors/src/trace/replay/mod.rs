@@ -30,7 +30,7 @@ use sandbox_model::port::{Absent, Interceptor};
 use sandbox_model::trace::{Event, Opening, Place};
 use sandbox_model::{PortError, SandboxId};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Number, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
@@ -70,9 +70,9 @@ struct Begin {
     ledger: Vec<Arc<Entry>>,
 }
 
-struct Replay {
-    answers: Rc<RefCell<Answers>>,
-    comparison: Comparison,
+struct Replay<'e> {
+    answers: Rc<RefCell<Answers<'e>>>,
+    comparison: Comparison<'e>,
     draws: BTreeMap<SandboxId, Draws>,
     sandboxes: BTreeMap<SandboxId, SandboxHandle>,
     running: BTreeMap<u64, JoinHandle<()>>,
@@ -91,8 +91,8 @@ struct Stage {
 /// Enough for all that is under way to come to rest, and shorter than any deadline.
 const QUIET: Duration = Duration::from_millis(20);
 
-impl Replay {
-    fn new(events: &[Event]) -> Self {
+impl<'e> Replay<'e> {
+    fn new(events: &'e [Event]) -> Self {
         let mut draws = BTreeMap::<SandboxId, Draws>::new();
         for event in events {
             if let Event::Noted { place, record, refused } = event {
@@ -110,11 +110,22 @@ impl Replay {
         }
     }
 
-    async fn run(mut self, events: &[Event]) -> Result<ReplayReport, ReplayError> {
+    async fn run(self, events: &[Event]) -> Result<ReplayReport, ReplayError> {
         let (ask, asked) = mpsc::unbounded_channel();
         let (barrier, at) = watch::channel(0);
-        let answering = tokio::task::spawn_local(answer_all(asked, self.answers.clone(), at));
-        let (sink, heard) = ChannelSink::unbounded();
+        let answering = answer_all(asked, self.answers.clone(), at);
+        // Answering ends when nobody moves the barrier any more.
+        let (report, ()) = futures::future::join(self.drive_all(events, ask, barrier), answering).await;
+        report
+    }
+
+    async fn drive_all(
+        mut self,
+        events: &[Event],
+        ask: mpsc::UnboundedSender<Question>,
+        barrier: watch::Sender<u64>,
+    ) -> Result<ReplayReport, ReplayError> {
+        let (sink, heard) = ChannelSink::of_outputs();
         let stage = Stage { ask, sink, heard };
         let mut outside: Vec<u64> = events.iter().filter(|event| is_from_outside(event)).filter_map(seq).collect();
         outside.reverse();
@@ -133,7 +144,6 @@ impl Replay {
         // What the trace did not see the end of goes as far as its answers reach.
         tokio::time::sleep(QUIET).await;
         self.listen(&stage);
-        answering.abort();
         let cut = self.running.len();
         if cut == 0 {
             self.comparison.end(&self.answers.borrow());
@@ -184,7 +194,7 @@ impl Replay {
     ) -> Result<(), ReplayError> {
         let wrong = |what: String| ReplayError::Record { seq: place.seq, what };
         let Begin { spec, state_dir, facts, ledger } =
-            serde_json::from_value(spec.clone()).map_err(|error| wrong(error.to_string()))?;
+            Begin::deserialize(spec).map_err(|error| wrong(error.to_string()))?;
         let ask = stage.ask.clone();
         let intercept = move |sandbox: &SandboxId, actor, cause: &_| -> Option<Arc<dyn Interceptor>> {
             Some(from_trace((sandbox.clone(), actor), cause, &ask))
@@ -300,8 +310,17 @@ fn same(one: &Value, other: &Value) -> bool {
         (Value::Array(one), Value::Array(other)) => {
             one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
         }
+        (Value::Number(one), Value::Number(other)) => one == other || are_one_single(one, other),
         (one, other) => one == other,
     }
+}
+
+/// Whether two fractions are the same number of single precision: a line has the digits that such a
+/// number needs, a tree those of its double.
+fn are_one_single(one: &Number, other: &Number) -> bool {
+    #[expect(clippy::cast_possible_truncation, reason = "that is what is asked")]
+    let single = |number: &Number| number.as_f64().filter(|_| number.is_f64()).map(|number| number as f32);
+    single(one).is_some_and(|one| single(other) == Some(one))
 }
 
 /// Ports that nobody calls through.

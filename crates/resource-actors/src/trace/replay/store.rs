@@ -15,33 +15,26 @@ use crate::ledger::{DIRECTORY_ENTRY, SandboxStore};
 use crate::supervisor::{Progress, SavedSandbox};
 use crate::system::SandboxSpec;
 
-/// What the ledger answered in the trace, for each record, in order. An intent is filed under number 0.
+/// What the ledger answered in the trace, to each record, in order. An intent is kept under number 0.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Draws(BTreeMap<String, VecDeque<PortResult<EntryId>>>);
+pub(super) struct Draws(VecDeque<(Record, PortResult<EntryId>)>);
 
 impl Draws {
     /// Takes a record of the trace.
     pub(super) fn insert(&mut self, record: &Record, refused: Option<&PortError>) {
-        let answer = match (refused, record) {
-            (Some(error), _) => Err(error.clone()),
-            (None, Record::Intent { entry, .. }) => Ok(*entry),
-            (None, _) => Ok(EntryId(0)),
+        let mut record = record.clone();
+        let drawn = match &mut record {
+            Record::Intent { entry, .. } => std::mem::replace(entry, EntryId(0)),
+            _ => EntryId(0),
         };
-        self.0.entry(key(record)).or_default().push_back(answer);
+        self.0.push_back((record, refused.map_or(Ok(drawn), |error| Err(error.clone()))));
     }
 
+    /// Records come in almost the order of the trace, so what is looked for is near the front.
     fn draw(&mut self, record: &Record) -> Option<PortResult<EntryId>> {
-        self.0.get_mut(&key(record)).and_then(VecDeque::pop_front)
+        let place = self.0.iter().position(|(recorded, _)| recorded == record)?;
+        self.0.remove(place).map(|(_, answer)| answer)
     }
-}
-
-/// A record as text, without the number that is to be drawn.
-fn key(record: &Record) -> String {
-    let mut record = record.clone();
-    if let Record::Intent { entry, .. } = &mut record {
-        *entry = EntryId(0);
-    }
-    serde_json::to_string(&record).unwrap_or_default()
 }
 
 /// Numbers of entries that the trace does not know begin here.
@@ -89,6 +82,26 @@ impl Ledger for ReplayLedger {
 
     fn entry(&self, id: EntryId) -> Option<Arc<Entry>> {
         self.open.borrow().get(&id).cloned()
+    }
+
+    fn count(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    fn newest(&self) -> EntryId {
+        self.open.borrow().last_key_value().map_or(EntryId(0), |(id, _)| *id)
+    }
+
+    fn is_live(&self, id: EntryId) -> bool {
+        self.open.borrow().contains_key(&id)
+    }
+
+    fn find(&self, test: &dyn Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        self.open.borrow().values().rfind(|entry| test(entry)).cloned()
+    }
+
+    fn any(&self, test: &dyn Fn(&Entry) -> bool) -> bool {
+        self.open.borrow().values().any(|entry| test(entry))
     }
 }
 

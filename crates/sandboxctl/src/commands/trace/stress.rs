@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use resource_actors::trace::lines_of;
 use sandbox_model::lifecycle::LifecycleState;
 use serde_json::json;
 use simulation::rerun::{self, Stress, StressReport, stress};
@@ -76,8 +75,13 @@ fn broken(args: &ReplayArgs, wished: &Stress, report: &StressReport) -> Result<(
     if let Some(seed) = wished.faults {
         again += &format!(" --faults {seed}");
     }
-    let what = format!("{} rules were broken", report.violations.len());
-    Err(Failure::early(Code::RULE_BROKEN, what, first, again).documented())
+    let what = match report.violations.len() {
+        1 => "a rule was broken".to_owned(),
+        count => format!("{count} rules were broken"),
+    };
+    // The rest of it stands in the report.
+    let why = first.lines().next().unwrap_or_default();
+    Err(Failure::early(Code::RULE_BROKEN, what, why, again).documented())
 }
 
 pub(super) fn minimise(args: &ReplayArgs, output: Option<&Path>) -> Result<(), Failure> {
@@ -92,9 +96,7 @@ pub(super) fn minimise(args: &ReplayArgs, output: Option<&Path>) -> Result<(), F
         return Ok(());
     };
     if let Some(output) = output {
-        let lines = lines_of(&least.report.header, least.report.events.iter().cloned());
-        let written = lines.and_then(|lines| fs::write(output, lines));
-        written.map_err(|error| {
+        fs::write(output, least.report.file()).map_err(|error| {
             Failure::early(Code::TRACE_READ, format!("cannot write {}", output.display()), error, "-o FILE")
         })?;
     }
