@@ -19,7 +19,7 @@ pub(super) const QUEUE_BYTES_MAX: usize = 32 << 20;
 const QUEUE_BYTES_KEPT: usize = 1 << 20;
 
 /// How long the writer lets lines gather: waking it for each would cost an actor more than the line.
-const GATHERING: Duration = Duration::from_millis(20);
+const GATHERING: Duration = Duration::from_millis(2);
 
 /// What is counted through a trace.
 #[derive(Debug, Default)]

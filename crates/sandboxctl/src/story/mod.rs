@@ -14,6 +14,7 @@ pub(crate) mod why;
 
 use std::collections::BTreeMap;
 
+use resource_actors::trace::NEWS;
 use sandbox_model::SandboxId;
 use sandbox_model::lifecycle::ActorName;
 use sandbox_model::trace::{Ended, Header};
@@ -149,7 +150,8 @@ impl Life {
 
     /// Commands from outside that failed: what its user has seen.
     pub(crate) fn failed_commands(&self) -> usize {
-        self.messages.iter().filter(|message| message.cause.is_none() && message.outcome.is_failure()).count()
+        let is_command = |message: &&Message| message.cause.is_none() && !NEWS.contains(&message.name.as_str());
+        self.messages.iter().filter(is_command).filter(|message| message.outcome.is_failure()).count()
     }
 
     /// What that record is: a `received` and its `replied` record are one message.
