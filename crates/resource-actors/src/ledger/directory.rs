@@ -40,31 +40,38 @@ impl DirectoryStore {
         SandboxDir::new(&self.state_dir, sandbox)
     }
 
+    /// Makes the state directory, or finds it. It is `NotFound` if another has taken it away meanwhile.
     fn make_state_dir(&self) -> PortResult<()> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.state_dir);
-        made.map_err(|error| PortError::os("mkdir", self.state_dir.display().to_string(), error))?;
+        match DirBuilder::new().recursive(true).mode(0o700).create(&self.state_dir) {
+            // It is there and no directory, or was there a moment ago: the look tells which.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(PortError::os("mkdir", self.state_dir.display().to_string(), error));
+            }
+            _ => {}
+        }
         own::directory(&self.state_dir)
     }
-}
 
-/// How often a sandbox's directory is tried: whoever releases the last sandbox takes the state
-/// directory along, perhaps under our hands.
-const MAKE_ATTEMPTS: usize = 5;
-
-impl DirectoryStore {
+    /// Makes a sandbox's directory. Whoever releases the last sandbox takes the state directory along,
+    /// perhaps under our hands: then all begins anew.
     fn make_sandbox_dir(&self, dir: &SandboxDir) -> PortResult<()> {
-        let failed = |error| PortError::os("mkdir", dir.root().display().to_string(), error);
-        for _ in 1..MAKE_ATTEMPTS {
+        let make = || {
             self.make_state_dir()?;
-            match DirBuilder::new().mode(0o700).create(dir.root()) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                made => return made.map_err(failed),
+            let made = DirBuilder::new().mode(0o700).create(dir.root());
+            made.map_err(|error| PortError::os("mkdir", dir.root().display().to_string(), error))
+        };
+        for _ in 1..MAKE_ATTEMPTS {
+            match make() {
+                Err(error) if error.kind == ErrorKind::NotFound => {}
+                made => return made,
             }
         }
-        self.make_state_dir()?;
-        DirBuilder::new().mode(0o700).create(dir.root()).map_err(failed)
+        make()
     }
 }
+
+/// How often a sandbox's directory is tried.
+const MAKE_ATTEMPTS: usize = 100;
 
 impl SandboxStore for DirectoryStore {
     fn state_dir(&self) -> &Path {
@@ -244,6 +251,32 @@ mod tests {
 
     fn process() -> HostObject {
         HostObject::Process { program: "x".into() }
+    }
+
+    #[test]
+    fn one_is_made_while_the_last_other_goes_and_takes_the_state_directory_along() {
+        let temporary = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::new(temporary.path().join("state"));
+        let lives = |name: &'static str| {
+            let store = store.clone();
+            move || {
+                for _ in 0..2000 {
+                    drop(store.create(&spec(name)).unwrap());
+                    assert!(store.destroy(&spec(name).id).is_clean());
+                }
+            }
+        };
+        let threads = ["one", "two", "three"].map(|name| std::thread::spawn(lives(name)));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(!temporary.path().join("state").exists());
+    }
+
+    #[test]
+    fn a_state_directory_that_is_a_file_is_refused_for_what_it_is() {
+        let temporary = tempfile::tempdir().unwrap();
+        std::fs::write(temporary.path().join("state"), "").unwrap();
+        let error = DirectoryStore::new(temporary.path().join("state")).create(&spec("one")).unwrap_err();
+        assert_eq!((error.kind, error.cause.as_str()), (ErrorKind::Denied, "it is not a directory"), "{error}");
     }
 
     #[test]
