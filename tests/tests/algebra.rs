@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use lifecycle_tests::faults::picture;
 use lifecycle_tests::simulated::{add_container, bind, boot, container, create, in_virtual_time, limits, system};
-use resource_actors::SandboxHandle;
+use resource_actors::ledger::{DirectoryStore, SandboxStore};
+use resource_actors::{SandboxHandle, SandboxSpec};
+use sandbox_model::SandboxId;
+use sandbox_model::config::SandboxConfig;
 use sandbox_model::request::{DevicesRequest, ResourceUpdate, RootfsRequest, RootfsSource, VolumesRequest};
 use serde_json::Value;
 use simulation::fault::{FaultPlan, Mode, Peer};
@@ -14,8 +17,11 @@ use simulation::{SimulatedHost, World};
 /// Everything that can be seen of a sandbox, but for what only counts.
 fn seen(world: &World, sandbox: &SandboxHandle) -> (Vec<String>, Value, Value, usize) {
     let dump = sandbox.dump();
-    let shares = dump["cpu"]["shares"].clone();
-    (picture(world, &Default::default()), shares, dump["device"].clone(), sandbox.status().objects)
+    let (shares, mut device) = (dump["cpu"]["shares"].clone(), dump["device"].clone());
+    if let Some(process) = device.pointer_mut("/vsock_daemon/process") {
+        *process = Value::from("its process");
+    }
+    (picture(world, &Default::default()), shares, device, sandbox.status().objects)
 }
 
 #[test]
@@ -139,6 +145,26 @@ fn a_create_that_failed_can_be_tried_again_as_if_it_had_not() {
             assert_eq!(seen(&host.world, &sandbox), whole, "{plan}");
         }
     });
+}
+
+#[test]
+fn one_is_made_while_the_last_other_goes_and_takes_the_state_directory_along() {
+    let temporary = tempfile::tempdir().unwrap();
+    let state = temporary.path().join("state");
+    let lives = |name: &'static str| {
+        let store = DirectoryStore::new(&state);
+        let id = SandboxId::new(name).unwrap();
+        move || {
+            for _ in 0..2000 {
+                let spec = SandboxSpec { id: id.clone(), config: SandboxConfig::default().into(), cgroups_path: None };
+                drop(store.create(&spec).unwrap());
+                assert!(store.destroy(&id).is_clean());
+            }
+        }
+    };
+    let threads = ["one", "two", "three"].map(|name| std::thread::spawn(lives(name)));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(!state.exists());
 }
 
 #[test]

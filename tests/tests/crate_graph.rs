@@ -72,8 +72,12 @@ fn shared_vocabularies_come_in_one_version() {
 #[test]
 fn resource_state_is_guarded_by_mailboxes_only() {
     let rooms = ACTORS.iter().chain(&["resource-actors"]);
-    let files: Vec<PathBuf> =
-        rooms.flat_map(|name| sources(&workspace().join("crates").join(name).join("src"))).collect();
+    // The queue to a trace's writer: nobody decides anything by what is in it.
+    let is_no_resource = |path: &PathBuf| path.ends_with("resource-actors/src/trace/sink.rs");
+    let files: Vec<PathBuf> = rooms
+        .flat_map(|name| sources(&workspace().join("crates").join(name).join("src")))
+        .filter(|path| !is_no_resource(path))
+        .collect();
     assert_nowhere(&files, |line| words(line).any(|word| word == "Mutex" || word == "RwLock"));
 }
 

@@ -254,24 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn one_is_made_while_the_last_other_goes_and_takes_the_state_directory_along() {
-        let temporary = tempfile::tempdir().unwrap();
-        let store = DirectoryStore::new(temporary.path().join("state"));
-        let lives = |name: &'static str| {
-            let store = store.clone();
-            move || {
-                for _ in 0..2000 {
-                    drop(store.create(&spec(name)).unwrap());
-                    assert!(store.destroy(&spec(name).id).is_clean());
-                }
-            }
-        };
-        let threads = ["one", "two", "three"].map(|name| std::thread::spawn(lives(name)));
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert!(!temporary.path().join("state").exists());
-    }
-
-    #[test]
     fn a_state_directory_that_is_a_file_is_refused_for_what_it_is() {
         let temporary = tempfile::tempdir().unwrap();
         std::fs::write(temporary.path().join("state"), "").unwrap();

@@ -297,7 +297,11 @@ pub(super) async fn answer_all(
     loop {
         let question = tokio::select! {
             biased;
-            question = asked.recv() => question,
+            question = asked.recv() => match question {
+                Some(question) => Some(question),
+                // Nobody is left who could ask.
+                None => return,
+            },
             moved = barrier.changed() => match moved {
                 Ok(()) => None,
                 Err(_) => return,
