@@ -28,8 +28,8 @@ impl Serve<AdoptDevices> for DeviceActor {
         Box::pin(async move {
             let present = clients.vmm.query_devices((), deadline).await?;
             let mut rebuilt = rebuild(bridges, clients.first_bridge_slot, &entries, &present)?;
-            let mut daemon = None;
-            rebuilt.confirmed += clients.confirm(&entries, &mut daemon, deadline).await?;
+            let (confirmed, daemon) = clients.confirm(&entries, deadline).await?;
+            rebuilt.confirmed += confirmed;
             Ok((rebuilt, daemon))
         })
     }
@@ -48,18 +48,13 @@ impl Serve<AdoptDevices> for DeviceActor {
 impl Clients {
     /// Asks the host for what is not the VMM's to know, and takes hold of the vsock daemon. What only the
     /// intent is known of is not asked for: it belongs to a step that was cut off.
-    async fn confirm(
-        &self,
-        entries: &[Arc<Entry>],
-        daemon: &mut Option<Daemon>,
-        deadline: Instant,
-    ) -> Result<usize, AdoptError> {
-        let (mut confirmed, mut lost) = (0, Vec::new());
+    async fn confirm(&self, entries: &[Arc<Entry>], deadline: Instant) -> Result<(usize, Option<Daemon>), AdoptError> {
+        let (mut confirmed, mut daemon, mut lost) = (0, None, Vec::new());
         for entry in entries {
             let is_there = match (&entry.object, &entry.identity) {
                 (HostObject::Process { .. }, Some(Identity::Process(process))) => {
                     let adopt = AdoptDaemon { process: *process, tag: tag(&self.sandbox, entry.id) };
-                    *daemon = Some((entry.id, self.host.adopt_daemon(adopt, deadline).await?));
+                    daemon = Some((entry.id, self.host.adopt_daemon(adopt, deadline).await?));
                     true
                 }
                 (HostObject::VfioBinding { bdf, .. }, Some(_)) => {
@@ -76,6 +71,6 @@ impl Clients {
             }
         }
         AdoptError::unless_all(lost)?;
-        Ok(confirmed)
+        Ok((confirmed, daemon))
     }
 }
